@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import urllib.request
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import metadata
+from typing import TYPE_CHECKING
+
+from sphinx.ext import intersphinx
+from sphinx.ext.napoleon import NumpyDocstring
+
+if TYPE_CHECKING:
+    from docutils import nodes
+    from sphinx.addnodes import pending_xref
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+# sphinx-autodoc-typehints still uses a name that Sphinx 10 drops
+warnings.filterwarnings("ignore", message="'sphinx_autodoc_typehints", category=DeprecationWarning)
+
+info = metadata("strecur")
+project = info["Name"]
+author = copyright = "the strecur developers"
+release = version = info["Version"]
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_autodoc_typehints",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+templates_path = ["_templates"]
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_theme_options = {"home_page_in_toc": True, "navbar_persistent": [], "show_navbar_depth": 1}
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are stored with their results
+copybutton_prompt_text = r">>> |\$ "
+copybutton_prompt_is_regexp = True
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "undoc-members": False, "inherited-members": False}
+napoleon_google_docstring = False
+napoleon_numpy_docstring = True
+napoleon_use_rtype = False
+typehints_defaults = "braces"
+always_use_bars_union = True
+autodoc_type_aliases = {"ArrayLike": "numpy.typing.ArrayLike"}
+
+
+def keep_prose(self: NumpyDocstring, section: str) -> list[str]:
+    """Leave "Returns" as written: ours are sentences and lists of keys, which napoleon takes for types."""
+    lines = self._dedent(self._consume_to_next_section())
+    # sphinx-autodoc-typehints marks the section with a colon
+    return self._format_block(":returns: ", lines[1:] if lines[:1] == [":"] else lines)
+
+
+NumpyDocstring._parse_returns_section = keep_prose
+
+INVENTORIES = {
+    "anndata": "https://anndata.readthedocs.io/en/stable/",
+    "matplotlib": "https://matplotlib.org/stable/",
+    "numpy": "https://numpy.org/doc/stable/",
+    "pandas": "https://pandas.pydata.org/pandas-docs/stable/",
+    "python": "https://docs.python.org/3/",
+    "scanpy": "https://scanpy.readthedocs.io/en/stable/",
+    "scipy": "https://docs.scipy.org/doc/scipy/",
+    "spatialdata": "https://spatialdata.scverse.org/en/stable/",
+    "torch": "https://docs.pytorch.org/docs/stable/",
+}
+
+
+def answers(url: str) -> bool:
+    """Tell whether other projects can be linked to; without a network the docs are built without those links."""
+    try:
+        with urllib.request.urlopen(f"{url}objects.inv", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+with ThreadPoolExecutor() as pool:
+    reached = dict(zip(INVENTORIES, pool.map(answers, INVENTORIES.values()), strict=True))
+intersphinx_mapping = {name: (url, None) for name, url in INVENTORIES.items() if reached[name]}
+
+# Type hints name the module that defines a class; inventories know the one that users import it from.
+PUBLIC_NAMES = {
+    "anndata._core.anndata.AnnData": "anndata.AnnData",
+    "matplotlib.axes._axes.Axes": "matplotlib.axes.Axes",
+    "pandas.core.frame.DataFrame": "pandas.DataFrame",
+    "pandas.core.series.Series": "pandas.Series",
+    "scipy.sparse._base.sparray": "scipy.sparse.sparray",
+    "scipy.sparse._csr.csr_matrix": "scipy.sparse.csr_matrix",
+    "scipy.sparse._matrix.spmatrix": "scipy.sparse.spmatrix",
+    "spatialdata._core.spatialdata.SpatialData": "spatialdata.SpatialData",
+}
+
+nitpicky = True
+# a project whose inventory could not be reached
+nitpick_ignore_regex = [(r"py:.*", rf"{name}\..*") for name in INVENTORIES if not reached[name]]
+if not reached["python"]:
+    standard_library = r"(collections|pathlib|typing)\..*|None|bool|dict|float|int|list|object|str|tuple|[A-Z]\w*Error"
+    nitpick_ignore_regex.append((r"py:.*", standard_library))
+
+
+def link_public_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement
+) -> nodes.reference | None:
+    """Look a class up in the inventories under its public name."""
+    if node.get("reftarget") not in PUBLIC_NAMES:
+        return None
+    node["reftarget"] = PUBLIC_NAMES[node["reftarget"]]
+    return intersphinx.missing_reference(app, env, node, contnode)
+
+
+def setup(app: Sphinx) -> None:
+    """Register what is defined here."""
+    app.connect("missing-reference", link_public_name)

@@ -1,0 +1,30 @@
+"""Tiny recursive models for spatial omics."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from strecur._settings import settings
+
+if TYPE_CHECKING:
+    from strecur import datasets, get, metrics, pl, pp, tl
+    from strecur.models import load_model
+
+__version__ = version("strecur")
+__all__ = ["datasets", "get", "load_model", "metrics", "pl", "pp", "settings", "tl"]
+
+
+def __getattr__(name: str) -> object:
+    """Load submodules on first use, so that ``import strecur`` stays fast."""
+    if name == "load_model":
+        return import_module("strecur.models").load_model
+    if name in __all__:
+        return import_module(f"strecur.{name}")
+    msg = f"module 'strecur' has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

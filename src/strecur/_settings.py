@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def _default_dataset_dir() -> Path:
+    return Path(os.environ.get("STRECUR_DATA", Path.home() / ".cache" / "strecur"))
+
+
+@dataclass
+class Settings:
+    """Package-wide defaults, each of which a function argument overrides."""
+
+    accelerator: str = "auto"
+    """Device family in Lightning's words, such as ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``."""
+
+    precision: str | None = None
+    """Lightning precision such as ``"32-true"`` or ``"bf16-mixed"``; ``None``: bf16 where the device has it."""
+
+    progress: bool = True
+    """Show one progress bar for training and long computations."""
+
+    dataset_dir: Path = field(default_factory=_default_dataset_dir)
+    """Where downloads are cached; the environment variable ``STRECUR_DATA`` sets it."""
+
+    @contextmanager
+    def override(self, **values: object) -> Iterator[Settings]:
+        """Change settings inside a ``with`` block.
+
+        Parameters
+        ----------
+        **values
+            New values by name.
+
+        Yields
+        ------
+        These settings.
+        """
+        before = replace(self)
+        unknown = sorted(set(values) - set(vars(self)))
+        if unknown:
+            msg = f"unknown settings {unknown}; there are {sorted(vars(self))}"
+            raise AttributeError(msg)
+        try:
+            vars(self).update(values)
+            yield self
+        finally:
+            vars(self).update(vars(before))
+
+
+settings = Settings()
