@@ -1,0 +1,45 @@
+"""Scores of predicted domains and predicted expression, all computed in float64.
+
+Expression matrices are spots × genes in ``log2(counts + 1)``, but raw where a parameter is called ``counts``. Truth and
+prediction are matched by position; two pandas objects must also carry the same index (and columns). A spot whose whole
+row is NaN is missing: it is left out and counted, never scored as zero. A score that is not defined is NaN.
+"""
+
+from __future__ import annotations
+
+from strecur.metrics._counts import (
+    library_size_correlation,
+    moment_dispersion,
+    negative_binomial_log_likelihood,
+    zero_scores,
+)
+from strecur.metrics._domains import domain_scores, expected_calibration_error
+from strecur.metrics._expression import (
+    depth_normalised,
+    expression_scores,
+    pcc_per_gene,
+    pcc_top,
+    pooled_scores,
+    rvd,
+    rvd_std,
+)
+from strecur.metrics._structure import gene_structure, lattice_graph, moran_structure
+
+__all__ = [
+    "depth_normalised",
+    "domain_scores",
+    "expected_calibration_error",
+    "expression_scores",
+    "gene_structure",
+    "lattice_graph",
+    "library_size_correlation",
+    "moment_dispersion",
+    "moran_structure",
+    "negative_binomial_log_likelihood",
+    "pcc_per_gene",
+    "pcc_top",
+    "pooled_scores",
+    "rvd",
+    "rvd_std",
+    "zero_scores",
+]

@@ -1,0 +1,245 @@
+"""Scores of predicted expression."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sklearn.metrics import r2_score
+
+from strecur.metrics._arrays import correlation, dense, pair, varies
+from strecur.metrics._structure import gene_structure, moran_structure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike
+    from scipy import sparse
+
+TOP_GENES = (10, 50, 100, 200, 300)
+
+
+def pcc_per_gene(truth: ArrayLike, predicted: ArrayLike) -> np.ndarray:
+    """Correlate prediction and truth over the spots, for every gene.
+
+    Parameters
+    ----------
+    truth
+        Measured values, spots × genes: array, sparse matrix or DataFrame.
+    predicted
+        Predicted values of the same shape.
+
+    Returns
+    -------
+    Pearson correlation per gene, float64. NaN where truth or prediction is constant up to rounding, that is where its
+    centred norm is at most 1e-12 · √spots · max|value|.
+
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or single values of a spot are missing.
+    """
+    truth, predicted, _ = pair(truth, predicted)
+    return correlation(truth, predicted)
+
+
+def pcc_top(pcc: ArrayLike, k: int | None = None) -> float:
+    """Average the ``k`` highest correlations.
+
+    Parameters
+    ----------
+    pcc
+        Correlation per gene, NaN where undefined, as :func:`pcc_per_gene` returns it.
+    k
+        Number of genes, ranked by their own correlation, so that methods may rank different genes first. ``None``, or
+        more than there are, takes all defined ones.
+
+    Returns
+    -------
+    Mean over the best ``k`` defined genes; NaN if there is none. Undefined genes are left out, not counted as zero.
+    """
+    pcc = np.asarray(pcc, dtype=np.float64)
+    best = np.sort(pcc[~np.isnan(pcc)])[::-1][:k]
+    return float(best.mean()) if len(best) else np.nan
+
+
+def rvd(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Relative variance distance: do predictions vary as much as the truth?
+
+    Mean over genes of ((var predicted − var truth) / var truth)², population variances. 0 is perfect, a constant
+    prediction gets 1, there is no upper bound. Genes that are constant in the truth are left out.
+
+    Parameters
+    ----------
+    truth
+        Measured values, spots × genes.
+    predicted
+        Predicted values of the same shape.
+
+    Returns
+    -------
+    Mean over genes, NaN if every gene is constant.
+
+    Notes
+    -----
+    Definition of the code of Stem, which the spatial TRM paper takes over; that paper prints σ where the code has
+    variances (see :func:`rvd_std`).
+    """
+    return _relative_distance(truth, predicted, spread=np.var)
+
+
+def rvd_std(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Relative distance of standard deviations instead of variances (see :func:`strecur.metrics.rvd`).
+
+    Parameters
+    ----------
+    truth
+        Measured values, spots × genes.
+    predicted
+        Predicted values of the same shape.
+
+    Returns
+    -------
+    Mean over genes, NaN if every gene is constant.
+    """
+    return _relative_distance(truth, predicted, spread=np.std)
+
+
+def pooled_scores(truth: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
+    """Score all spot × gene entries at once, in counts.
+
+    Both matrices are brought back to counts, with negative ones as 0, and flattened. Such scores are high as soon as
+    highly and lowly expressed genes are told apart, even if no gene is predicted; they are not comparable with scores
+    per gene.
+
+    Parameters
+    ----------
+    truth
+        Measured ``log2(counts + 1)``, spots × genes.
+    predicted
+        Predicted values of the same shape.
+
+    Returns
+    -------
+    Dictionary of ``r2_pooled`` (coefficient of determination) and ``pcc_pooled`` (Pearson correlation).
+
+    Notes
+    -----
+    The R² and PCC of HiST (released code, evaluation).
+    """
+    truth, predicted, _ = pair(truth, predicted)
+    true, pred = _counts(truth).reshape(-1, 1), _counts(predicted).reshape(-1, 1)
+    r2 = float(r2_score(true, pred)) if varies(true).all() else np.nan
+    return {"r2_pooled": r2, "pcc_pooled": float(correlation(true, pred)[0])}
+
+
+def depth_normalised(log_counts: ArrayLike, *, target_sum: float | None = None) -> np.ndarray:
+    """Take the sequencing depth of the spots out of ``log2(counts + 1)``.
+
+    With c = max(2^log_counts − 1, 0), the result is log2(c · target_sum / total + 1), where total is the sum of c over
+    the genes given, spot by spot. A spot without counts has no composition and becomes NaN.
+
+    Raw log counts mostly tell how deeply a spot was sequenced: a predictor that knows only the total of a spot, with
+    c = total · mean profile, correlates with most genes. After this step it is constant. What depth leaves behind in
+    the log of rare genes (more zeros in shallow spots) stays, so that scores slightly above zero are no signal yet.
+
+    Parameters
+    ----------
+    log_counts
+        ``log2(counts + 1)``, spots × genes, measured or predicted.
+    target_sum
+        Total that every spot is scaled to; ``None`` takes the median of the totals above 0.
+
+    Returns
+    -------
+    Float64 spots × genes.
+    """
+    counts = _counts(dense(log_counts))
+    total = counts.sum(axis=1)
+    if target_sum is None:
+        target_sum = _median_total(counts)
+    scale = np.divide(target_sum, total, out=np.full_like(total, np.nan), where=total > 0)
+    return np.log2(counts * scale[:, None] + 1)
+
+
+def expression_scores(
+    truth: ArrayLike, predicted: ArrayLike, *, graph: sparse.spmatrix | sparse.sparray | None = None
+) -> dict[str, float]:
+    """Score predicted expression in every way this module knows.
+
+    Parameters
+    ----------
+    truth
+        Measured ``log2(counts + 1)``, spots × genes: array, sparse matrix or DataFrame.
+    predicted
+        Predicted values of the same shape.
+    graph
+        Neighbours of every spot (:func:`lattice_graph`); adds ``moran_structure``.
+
+    Returns
+    -------
+    Dictionary of
+
+    - ``pcc_10``, ``pcc_50``, ``pcc_100``, ``pcc_200``, ``pcc_300``, ``pcc_all``: :func:`pcc_top` of
+      :func:`pcc_per_gene`; with fewer genes than ``k`` all of them.
+    - the same with the ending ``_depth_normalised``: after :func:`depth_normalised` of truth and prediction, both
+      scaled to the median total of the truth. Low values beside high raw ones mean that depth was predicted.
+    - ``n_undefined``, ``n_undefined_depth_normalised``: genes without a correlation.
+    - ``mse``, ``mae``: mean over all entries.
+    - ``rvd``, ``rvd_std``, ``gene_structure``, ``r2_pooled``, ``pcc_pooled``: the functions of that name.
+    - ``n_constant``: genes constant in the truth, which ``rvd`` leaves out.
+    - ``moran_structure``: only with ``graph``.
+    - ``n_genes``, ``n_spots``: what was scored; ``n_missing``: spots left out because truth or prediction is NaN.
+    - ``n_spots_depth_normalised``: spots scored that have counts in truth and prediction.
+
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or single values of a spot are missing.
+    """
+    spatial = {} if graph is None else {"moran_structure": moran_structure(truth, predicted, graph)}
+    truth, predicted, valid = pair(truth, predicted)
+    error = predicted - truth
+    scores = _pcc_scores(truth, predicted) | {
+        "mse": float((error**2).mean()) if error.size else np.nan,
+        "mae": float(np.abs(error).mean()) if error.size else np.nan,
+        "rvd": rvd(truth, predicted),
+        "rvd_std": rvd_std(truth, predicted),
+        "n_constant": int((~varies(truth)).sum()),
+        "gene_structure": gene_structure(truth, predicted),
+        **pooled_scores(truth, predicted),
+        "n_genes": truth.shape[1],
+        "n_missing": int((~valid).sum()),
+    }
+    target_sum = _median_total(_counts(truth))
+    normalised = [depth_normalised(values, target_sum=target_sum) for values in (truth, predicted)]
+    depth = {f"{name}_depth_normalised": value for name, value in _pcc_scores(*normalised).items()}
+    return scores | depth | spatial
+
+
+def _pcc_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Mean of the best correlations for every usual number of genes."""
+    truth, predicted, _ = pair(truth, predicted)
+    pcc = correlation(truth, predicted)
+    top = {f"pcc_{k}": pcc_top(pcc, k) for k in TOP_GENES}
+    return top | {"pcc_all": pcc_top(pcc), "n_undefined": int(np.isnan(pcc).sum()), "n_spots": len(truth)}
+
+
+def _relative_distance(truth: ArrayLike, predicted: ArrayLike, *, spread: Callable[..., np.ndarray]) -> float:
+    """Mean over genes of the squared relative difference of their spread, of genes that vary in the truth."""
+    truth, predicted, _ = pair(truth, predicted)
+    genes = varies(truth)
+    if not genes.any():
+        return np.nan
+    expected, got = spread(truth[:, genes], axis=0), spread(predicted[:, genes], axis=0)
+    return float((((got - expected) / expected) ** 2).mean())
+
+
+def _counts(log_counts: np.ndarray) -> np.ndarray:
+    return np.maximum(np.exp2(log_counts) - 1, 0)
+
+
+def _median_total(counts: np.ndarray) -> float:
+    """Median of the totals above 0, NaN if there is none."""
+    total = counts.sum(axis=1)
+    return float(np.median(total[total > 0])) if (total > 0).any() else np.nan

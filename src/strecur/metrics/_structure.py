@@ -1,0 +1,118 @@
+"""Scores of the structure of predicted expression: between genes and in space."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from sklearn.neighbors import radius_neighbors_graph
+
+from strecur.metrics._arrays import correlation, pair, varies
+from strecur.pp._neighbourhood import physical_positions
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+# Sites within this distance are neighbours: 6, 4 and 12 of them. Hex has doubled columns and rows √3 apart.
+NEIGHBOUR_DISTANCE = {"hex": 2.0, "square": 1.0, "irregular": 2.0}
+
+
+def gene_structure(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Gene structure correlation: are genes that go together predicted to go together?
+
+    Pearson correlation between the upper triangles of the two gene × gene correlation matrices (the measure called GSC
+    in the literature), over the genes that vary in truth and prediction.
+
+    Parameters
+    ----------
+    truth
+        Measured values, spots × genes.
+    predicted
+        Predicted values of the same shape.
+
+    Returns
+    -------
+    Correlation in [-1, 1]; NaN with fewer than three varying genes.
+    """
+    truth, predicted, _ = pair(truth, predicted)
+    both = varies(truth) & varies(predicted)
+    if both.sum() < 3:
+        return np.nan
+    upper = np.triu_indices(int(both.sum()), k=1)
+    true, pred = (np.corrcoef(values[:, both], rowvar=False)[upper] for values in (truth, predicted))
+    return float(correlation(true[:, None], pred[:, None])[0])
+
+
+def moran_structure(truth: ArrayLike, predicted: ArrayLike, graph: sparse.spmatrix | sparse.sparray) -> float:
+    """Spatial structure correlation: are genes with a spatial pattern predicted with one?
+
+    Moran's I of every gene is computed in truth and prediction; the result is the Pearson correlation between the two
+    lists (the measure called SSC in the literature), over the genes that vary in both.
+
+    Parameters
+    ----------
+    truth
+        Measured values, spots × genes.
+    predicted
+        Predicted values of the same shape.
+    graph
+        Neighbours of every spot, spots × spots, for example from :func:`lattice_graph` or squidpy's
+        ``obsp["spatial_connectivities"]``.
+
+    Returns
+    -------
+    Correlation in [-1, 1]; NaN with fewer than three varying genes or without neighbours.
+
+    Raises
+    ------
+    ValueError
+        If ``graph`` is not spots × spots.
+    """
+    from scanpy.metrics import morans_i
+
+    truth, predicted, valid = pair(truth, predicted)
+    if graph.shape != (len(valid), len(valid)):
+        msg = f"graph has shape {graph.shape}; expected spots × spots, {len(valid)} × {len(valid)}"
+        raise ValueError(msg)
+    graph = sparse.csr_matrix(graph, dtype=np.float64)[valid][:, valid]
+    both = varies(truth) & varies(predicted)
+    if both.sum() < 3 or graph.sum() == 0:
+        return np.nan
+    true, pred = (morans_i(graph, np.ascontiguousarray(values[:, both].T)) for values in (truth, predicted))
+    return float(correlation(true[:, None], pred[:, None])[0])
+
+
+def lattice_graph(
+    grid: ArrayLike, *, layout: Literal["hex", "square", "irregular"], sections: ArrayLike | None = None
+) -> sparse.csr_matrix:
+    """Connect every spot with its neighbours on the lattice of its section.
+
+    Parameters
+    ----------
+    grid
+        Row and column of every spot, spots × 2, as in ``obsm["grid"]``.
+    layout
+        As in ``uns["grid"]["layout"]``: ``"hex"`` connects the 6 sites around, ``"square"`` the 4, ``"irregular"``
+        all sites within two steps.
+    sections
+        Section of every spot; spots of different sections are never connected. ``None``: one section.
+
+    Returns
+    -------
+    Symmetric matrix of ones, spots × spots, without the spots themselves.
+
+    Raises
+    ------
+    ValueError
+        If ``layout`` is unknown.
+    """
+    if layout not in NEIGHBOUR_DISTANCE:
+        msg = f"layout={layout!r} is unknown; there are {list(NEIGHBOUR_DISTANCE)}"
+        raise ValueError(msg)
+    positions = physical_positions(*np.asarray(grid).T, layout)
+    codes = np.zeros(len(positions)) if sections is None else pd.factorize(np.asarray(sections))[0]
+    # a third coordinate keeps sections out of each other's reach
+    points = np.column_stack([positions, codes * 10.0])
+    return radius_neighbors_graph(points, 1.01 * NEIGHBOUR_DISTANCE[layout], mode="connectivity")

@@ -1,0 +1,363 @@
+"""Integer lattice of spots: the geometry that all models work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from scipy.spatial import cKDTree
+
+from strecur._anndata import check_key, logger, open_table, read_sections, require, write
+from strecur.pp._lattice import MIN_SPOTS, Placement, fit_lattice, likely_layout, place_cells, place_few
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from strecur._anndata import Sections
+
+LAYOUTS = ("auto", "hex", "square", "irregular")
+SECTION_WORDS = ("library", "section", "sample", "slide", "slice", "batch")
+
+FAR = 2
+"""A spot moved by more than this many sites is worth a warning."""
+
+HEX_ASPECT = 1.3
+"""Rows of a doubled-column hex lattice are sqrt(3) times as far apart as columns, those of a turned square 1 time."""
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Sites of all spots, the layout, where it came from, and one row of geometry for each section."""
+
+    sites: np.ndarray
+    layout: str
+    source: str
+    sections: pd.DataFrame
+
+
+def to_grid(
+    adata: AnnData | SpatialData,
+    *,
+    library_key: str | None = None,
+    layout: Literal["auto", "hex", "square", "irregular"] = "auto",
+    spatial_key: str = "spatial",
+    cells_per_pitch: float = 1.5,
+    key_added: str = "grid",
+    copy: bool = False,
+    table_key: str | None = None,
+) -> AnnData | None:
+    r"""Give every spot an integer site (row, col) of a lattice.
+
+    Array coordinates, ``obs["array_row"]`` and ``obs["array_col"]``, are taken as they are where they exist. Otherwise
+    the lattice is inferred from the coordinates of the spots, at any rotation and scale, with jitter, holes and smooth
+    warps; where there is none, as for single cells, every cell gets its own site on a fine square grid. Each section is
+    placed by itself, and no two spots of a section share a site. Neither the order of the spots nor the origin of the
+    coordinates matters.
+
+    Parameters
+    ----------
+    adata
+        Spots of one or several sections.
+    library_key
+        Column of ``obs`` that tells sections apart; without it all spots are one section.
+    layout
+        ``"hex"`` (Visium; doubled columns: ``row + col`` has one parity, horizontal neighbours are 2 columns apart, and
+        spots lie at :math:`(\sqrt{3}\,row, col)` times half the spacing), ``"square"`` (ST, Visium HD), ``"irregular"``
+        (cells; array coordinates are ignored) or ``"auto"``. With array coordinates, auto means hex where ``row + col``
+        has one parity in every section and rows are as far apart as on a hex lattice, and square otherwise.
+    spatial_key
+        Key of the coordinates (x, y) in ``obsm``, spots × 2, in any unit.
+    cells_per_pitch
+        Sites per typical distance between irregular cells, at least 1; below 1.5 some cells have to move far.
+    key_added
+        Key of the results in ``obsm`` and ``uns``.
+    copy
+        Return a changed copy instead of changing ``adata``.
+    table_key
+        Name of the table, for a SpatialData object with several.
+
+    Returns
+    -------
+    ``None``, or the AnnData if ``copy``. Writes:
+
+    ``obsm[key_added]``
+        int32, spots × 2: row and column. Array coordinates keep their origin, others start at 0 in each section.
+    ``uns[key_added]["layout"]``
+        ``"hex"``, ``"square"`` or ``"irregular"``. ST arrays of 2,000 spots, whose staggered rows form a square lattice
+        turned by 45 degrees, are ``"square"`` and use every other site.
+    ``uns[key_added]["source"]``
+        ``"array"`` or ``"coordinates"``.
+    ``uns[key_added]["spacing"]``
+        Typical distance between neighbouring spots in each section, in the unit of the coordinates; for irregular cells
+        this is ``cells_per_pitch`` sites. NaN where there are no coordinates or a single spot.
+    ``uns[key_added]["sections"]``
+        DataFrame, one row per section: ``n_spots``, ``spacing``, ``mean_displacement`` and ``max_displacement`` (from a
+        spot to its site, in spacings; regular lattices may be stretched to fit).
+    ``uns[key_added]["params"]``
+        Arguments of the call.
+
+    Raises
+    ------
+    KeyError
+        If ``library_key`` is not in ``obs``, or the coordinates are needed and not in ``obsm``.
+    ValueError
+        If spots of a section share a position, coordinates are not finite, or the spots do not form the lattice named
+        by ``layout``.
+
+    Notes
+    -----
+    Irregular cells are placed as in the integer mapping of HiST, but each takes the nearest free site by true distance.
+    """
+    table = open_table(adata, table_key=table_key, copy=copy)
+    check_key(key_added)
+    _check_options(layout, cells_per_pitch)
+    sections = read_sections(table, library_key)
+    _check_names(sections.names)
+    array = None if layout == "irregular" else _read_array(table)
+    if array is not None:
+        lattice = _from_array(table, array, sections, library_key=library_key, layout=layout, spatial_key=spatial_key)
+    else:
+        xy = _read_coordinates(table, spatial_key)
+        _check_overlap(table, xy, sections, library_key=library_key, what="coordinates")
+        lattice = _from_coordinates(xy, sections, layout=layout, cells_per_pitch=cells_per_pitch)
+    _report(lattice, cells_per_pitch)
+
+    params = {"layout": layout, "spatial_key": spatial_key, "cells_per_pitch": float(cells_per_pitch)}
+    record = {
+        "params": params if library_key is None else {**params, "library_key": library_key},
+        "layout": lattice.layout,
+        "source": lattice.source,
+        "spacing": lattice.sections["spacing"].to_dict(),
+        "sections": lattice.sections,
+    }
+    write(table, obsm={key_added: _to_int32(lattice.sites)}, uns={key_added: record})
+    return table if copy else None
+
+
+def _check_options(layout: str, cells_per_pitch: float) -> None:
+    if layout not in LAYOUTS:
+        msg = f"layout={layout!r} is not one of {list(LAYOUTS)}"
+        raise ValueError(msg)
+    if not (np.isfinite(cells_per_pitch) and cells_per_pitch >= 1):
+        msg = (
+            f"cells_per_pitch={cells_per_pitch!r}: at least 1 is needed to give every cell a site, 1.5 or more is good"
+        )
+        raise ValueError(msg)
+
+
+def _check_names(names: list[str]) -> None:
+    bad = [name for name in names if "/" in name or not name]
+    if bad:
+        msg = f"section names {bad} cannot be keys of a file; rename them without '/' (Series.cat.rename_categories)"
+        raise ValueError(msg)
+
+
+def _read_array(adata: AnnData) -> np.ndarray | None:
+    """Return integer (row, col) from ``array_row`` and ``array_col``, or None where they are absent or not integers."""
+    if not {"array_row", "array_col"} <= set(adata.obs.columns):
+        return None
+    columns = [pd.to_numeric(adata.obs[c].astype(object), errors="coerce") for c in ("array_row", "array_col")]
+    sites = np.column_stack(columns).astype(float)
+    if np.isnan(sites).any() or np.abs(sites - np.rint(sites)).max() > 1e-6:
+        logger.warning("obs['array_row'] and obs['array_col'] are not all integers and are ignored")
+        return None
+    return np.rint(sites).astype(np.int64)
+
+
+def _read_coordinates(adata: AnnData, spatial_key: str) -> np.ndarray:
+    require(adata.obsm, spatial_key, where="obsm", hint="spatial_key names the coordinates (x, y) of the spots")
+    xy = np.asarray(adata.obsm[spatial_key], dtype=float)
+    if xy.ndim != 2 or xy.shape[1] != 2:
+        msg = f"adata.obsm[{spatial_key!r}] has shape {xy.shape}; expected spots × 2 (x, y), so choose two columns"
+        raise ValueError(msg)
+    missing = ~np.isfinite(xy).all(axis=1)
+    if missing.any():
+        msg = (
+            f"adata.obsm[{spatial_key!r}] holds NaN or infinite values for {int(missing.sum())} spots; "
+            f"leave them out first: adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)]"
+        )
+        raise ValueError(msg)
+    return xy
+
+
+def _check_overlap(
+    adata: AnnData, position: np.ndarray, sections: Sections, *, library_key: str | None, what: str
+) -> None:
+    """Refuse spots that share a position within a section, and sections that lie on top of each other."""
+    frame = pd.DataFrame({"section": sections.codes, "first": position[:, 0], "second": position[:, 1]})
+    shared = frame.duplicated(keep=False).to_numpy()
+    if shared.any():
+        worst = sections.names[np.bincount(sections.codes[shared]).argmax()]
+        place = "" if library_key is None else f" of their section (most in {worst!r})"
+        separating = [
+            c for c in _section_columns(adata) if not frame.assign(column=_codes(adata, c)).duplicated().any()
+        ]
+        msg = (
+            f"{int(shared.sum())} spots share their {what} with another spot{place}. If there are several sections, "
+            f"pass library_key{_suggest(separating, library_key)}; otherwise keep one spot of each position"
+        )
+        raise ValueError(msg)
+    if library_key is None and what == "coordinates" and len(position) > 1:
+        nearest = cKDTree(position).query(position, k=2)[1][:, 1]
+        mixed = [c for c in _section_columns(adata) if np.mean(_codes(adata, c)[nearest] != _codes(adata, c)) > 0.2]
+        if mixed:
+            msg = f"the sections of adata.obs[{mixed[0]!r}] lie on top of each other; pass library_key={mixed[0]!r}"
+            raise ValueError(msg)
+
+
+def _section_columns(adata: AnnData) -> list[str]:
+    """Return the columns of ``obs`` that are named like one that tells sections apart, and have several values."""
+    named = [c for c in adata.obs.columns if any(word in str(c).lower() for word in SECTION_WORDS)]
+    return [c for c in named if 1 < adata.obs[c].nunique() <= adata.n_obs / 2]
+
+
+def _codes(adata: AnnData, column: str) -> np.ndarray:
+    return pd.factorize(adata.obs[column])[0]
+
+
+def _suggest(columns: list[str], library_key: str | None) -> str:
+    names = [c for c in columns if c != library_key]
+    return f"={names[0]!r}" + (f" (or {names[1:]})" if names[1:] else "") if names else ""
+
+
+def _from_array(
+    adata: AnnData, array: np.ndarray, sections: Sections, *, library_key: str | None, layout: str, spatial_key: str
+) -> Lattice:
+    """Keep array coordinates; coordinates of the spots serve to tell the layout and to measure."""
+    _check_overlap(adata, array, sections, library_key=library_key, what="array coordinates")
+    xy = np.asarray(adata.obsm[spatial_key], dtype=float) if spatial_key in adata.obsm else np.full(array.shape, np.nan)
+    rows = [sections.rows(name) for name in sections.names]
+    fits = [_fit_affine(array[r], xy[r]) for r in rows]
+    staggered = all(len(np.unique(array[r].sum(axis=1) % 2)) == 1 for r in rows)
+    found = _array_layout(staggered=staggered, n_spots=adata.n_obs, aspect=_aspect(fits))
+    if layout not in ("auto", found) and not (layout == "hex" and staggered):
+        why = "row + col has one parity" if found == "hex" else "row + col has both parities in a section"
+        msg = (
+            f"layout={layout!r} does not fit obs['array_row'] and obs['array_col']: {why}, as on a {found} lattice. "
+            "Leave layout out, or remove these columns to go by the coordinates of the spots"
+        )
+        raise ValueError(msg)
+    layout = found if layout == "auto" else layout
+    placements = [
+        _measure(array[r], xy[r], fit, layout, staggered=staggered) for r, fit in zip(rows, fits, strict=True)
+    ]
+    return _collect(placements, rows, sections, layout=layout, source="array")
+
+
+def _array_layout(*, staggered: bool, n_spots: int, aspect: float) -> str:
+    """Tell hex from square; staggered rows may also be a square lattice turned by 45 degrees."""
+    if not staggered:
+        return "square"
+    if np.isfinite(aspect):
+        return "hex" if aspect > HEX_ASPECT else "square"
+    return "hex" if n_spots >= MIN_SPOTS else "square"
+
+
+def _fit_affine(array: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Return the steps (x, y) of one row and of one column by least squares; NaN where spots do not span a plane."""
+    known = np.isfinite(xy).all(axis=1)
+    if np.linalg.matrix_rank(array[known] - array[known].mean(axis=0) if known.any() else np.zeros((1, 2))) < 2:
+        return np.full((2, 2), np.nan)
+    return np.linalg.lstsq(array[known] - array[known].mean(axis=0), xy[known] - xy[known].mean(axis=0), rcond=None)[0]
+
+
+def _aspect(fits: list[np.ndarray]) -> float:
+    """Return the distance of rows over that of columns, the median over sections where it is known."""
+    ratios = [
+        np.linalg.norm(fit[0]) / np.linalg.norm(fit[1]) for fit in fits if np.isfinite(fit).all() and fit[1].any()
+    ]
+    return float(np.median(ratios)) if ratios else np.nan
+
+
+def _measure(array: np.ndarray, xy: np.ndarray, fit: np.ndarray, layout: str, *, staggered: bool) -> Placement:
+    """Measure spacing and how far spots lie from the sites of the best affine map of the array."""
+    if layout == "hex":
+        steps = np.array([[0, 2], [1, 1], [1, -1]])
+    else:
+        steps = np.array([[1, 1], [1, -1]] if staggered else [[1, 0], [0, 1]])
+    pitch = float(np.linalg.norm(steps @ fit, axis=1).mean())
+    known = np.isfinite(xy).all(axis=1)
+    if np.isnan(pitch) and known.sum() > 1:  # spots on one line
+        pitch = float(np.median(cKDTree(xy[known]).query(xy[known], k=2)[0][:, 1]))
+    centre = (xy[known] - array[known] @ fit).mean(axis=0) if known.any() else np.full(2, np.nan)
+    return Placement(array, pitch, np.linalg.norm(xy - array @ fit - centre, axis=1) / pitch)
+
+
+def _from_coordinates(xy: np.ndarray, sections: Sections, *, layout: str, cells_per_pitch: float) -> Lattice:
+    """Infer the lattice of each section, or give irregular cells their own sites."""
+    rows = [sections.rows(name) for name in sections.names]
+    # A fixed order makes the result independent of the order of the spots to the last bit.
+    rows = [r[np.lexsort((xy[r, 0], xy[r, 1]))] for r in rows]
+    parts = [xy[r] for r in rows]
+    regular = layout
+    if layout == "auto":
+        telling = [part for part in parts if len(part) >= MIN_SPOTS]
+        regular = likely_layout(telling) if telling else "irregular"
+    if regular != "irregular":
+        placements = [_place_regular(part, regular) for part in parts]
+        failed = [f"section {n!r}: {p}" for n, p in zip(sections.names, placements, strict=True) if isinstance(p, str)]
+        if not failed:
+            return _collect(placements, rows, sections, layout=regular, source="coordinates")
+        if layout != "auto":
+            msg = f"the spots do not form a {layout} lattice ({'; '.join(failed)}); try layout='auto' or 'irregular'"
+            raise ValueError(msg)
+        logger.info("no regular lattice (%s); every spot gets its own site of a fine grid", "; ".join(failed))
+    placements = [place_cells(part, cells_per_pitch=cells_per_pitch) for part in parts]
+    return _collect(placements, rows, sections, layout="irregular", source="coordinates")
+
+
+def _place_regular(xy: np.ndarray, layout: str) -> Placement | str:
+    placement = fit_lattice(xy, layout)
+    return place_few(xy, layout) if isinstance(placement, str) and len(xy) < MIN_SPOTS else placement
+
+
+def _collect(
+    placements: list[Placement], rows: list[np.ndarray], sections: Sections, *, layout: str, source: str
+) -> Lattice:
+    sites = np.empty((len(sections.codes), 2), dtype=np.int64)
+    for r, placement in zip(rows, placements, strict=True):
+        sites[r] = placement.sites
+    table = pd.DataFrame(
+        {
+            "n_spots": [len(p.sites) for p in placements],
+            "spacing": [p.pitch for p in placements],
+            "mean_displacement": [float(np.mean(p.displacement)) for p in placements],
+            "max_displacement": [float(np.max(p.displacement)) for p in placements],
+        },
+        index=pd.Index(sections.names, name="section"),
+    )
+    return Lattice(sites, layout, source, table)
+
+
+def _report(lattice: Lattice, cells_per_pitch: float) -> None:
+    table = lattice.sections
+    logger.info(
+        "%s lattice from %s: %d section(s), %d spots, spacing %.4g to %.4g, displacement mean %.2f, max %.2f spacings",
+        *(lattice.layout, "array coordinates" if lattice.source == "array" else "spot coordinates"),
+        *(len(table), table["n_spots"].sum(), table["spacing"].min(), table["spacing"].max()),
+        *(np.average(table["mean_displacement"], weights=table["n_spots"]), table["max_displacement"].max()),
+    )
+    per_spacing = cells_per_pitch if lattice.layout == "irregular" else 1.0
+    far = table.index[table["max_displacement"] * per_spacing > FAR].tolist()
+    if far and lattice.source == "array":
+        logger.warning(
+            "array coordinates and spot coordinates disagree by more than %d spacings in %s; "
+            "were they joined by barcode and section?",
+            *(FAR, far),
+        )
+    elif far:
+        logger.warning(
+            "some spots moved by more than %d sites in %s (densely packed cells, or a warped lattice); "
+            "see uns[...]['sections'], and raise cells_per_pitch for cells",
+            *(FAR, far),
+        )
+
+
+def _to_int32(sites: np.ndarray) -> np.ndarray:
+    if np.abs(sites).max() > np.iinfo(np.int32).max:
+        msg = "the coordinates span too many sites for int32: some spots lie extremely far from the others"
+        raise ValueError(msg)
+    return sites.astype(np.int32)
