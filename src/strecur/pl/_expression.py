@@ -1,0 +1,254 @@
+"""Predicted expression beside what was measured: reading both, and how well every gene is predicted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib import rcParams
+
+from strecur._anndata import find_genes, open_table, read_matrix, require, require_counts
+from strecur.pl._figure import finish, given_axes
+from strecur.pl._maps import choose_sections, made_by
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+MODEL, LINEAR = "#0072B2", "#D55E00"
+LABELS_AT = 1.04  # of the width of the axes
+LINE_SPACING = 1.25
+
+
+@dataclass(frozen=True)
+class Expression:
+    """Measured and predicted values, spots × genes, in the scale of the prediction.
+
+    ``measured`` has the genes that the object holds, ``predicted`` those of the model.
+    """
+
+    measured: pd.DataFrame
+    predicted: pd.DataFrame
+    unit: str
+
+    def scores(self, rows: np.ndarray) -> pd.Series:
+        """Correlate prediction and measurement over some spots, for every gene that has both."""
+        from strecur.metrics import pcc_per_gene
+
+        genes = self.predicted.columns.intersection(self.measured.columns, sort=False)
+        measured, predicted = (values[genes].to_numpy()[rows] for values in (self.measured, self.predicted))
+        return pd.Series(pcc_per_gene(measured, predicted), index=genes)
+
+
+def read_expression(table: AnnData, key: str, *, layer: str | None, also: Sequence[str] = ()) -> Expression:
+    """Read the prediction ``key`` and what was measured of its genes and of those in ``also``."""
+    predicted = read_predicted(table, key, key)
+    counts = _read_counts(table, list(dict.fromkeys([*predicted.columns, *also])), layer)
+    if str(table.uns[key].get("target", "log2")) == "log2":
+        return Expression(np.log2(counts + 1), predicted, "log2(count + 1)")
+    from strecur.metrics import depth_normalised
+
+    # the depth of a spot is that of the genes predicted; others have no such scale
+    shared = counts.columns.intersection(predicted.columns, sort=False)
+    measured = pd.DataFrame(depth_normalised(np.log2(counts[shared] + 1)), columns=shared) if len(shared) else counts
+    return Expression(measured, predicted, "log2(normalised count + 1)")
+
+
+def read_predicted(table: AnnData, key: str, slot: str) -> pd.DataFrame:
+    """Read predicted values with the names of their genes."""
+    hint = made_by(key, "predict_expression")
+    require(table.obsm, slot, where="obsm", hint=hint)
+    require(table.uns, key, where="uns", hint=hint)
+    require(table.uns[key], "var_names", where=f"uns[{key!r}]", hint=hint)
+    values, genes = np.asarray(table.obsm[slot]), [str(name) for name in table.uns[key]["var_names"]]
+    if values.ndim != 2 or values.shape[1] != len(genes):
+        msg = f"obsm[{slot!r}] has shape {values.shape}, but uns[{key!r}]['var_names'] has {len(genes)} genes. {hint}"
+        raise ValueError(msg)
+    return pd.DataFrame(values, columns=genes)
+
+
+def _read_counts(table: AnnData, genes: list[str], layer: str | None) -> pd.DataFrame:
+    """Read the counts of those genes that are measured in this object."""
+    projection, _ = find_genes(table, genes)
+    found = np.flatnonzero(projection.getnnz(axis=0))
+    if not found.size:
+        # H&E alone: there may be no X at all
+        return pd.DataFrame(index=range(table.n_obs))
+    counts = read_matrix(table, layer) @ projection[:, found]
+    require_counts(counts)
+    counts = counts.toarray() if hasattr(counts, "toarray") else counts
+    return pd.DataFrame(counts, columns=[genes[i] for i in found])
+
+
+def gene_scores(
+    adata: AnnData | SpatialData,
+    key: str = "trm_expression",
+    *,
+    genes: Sequence[str] | None = None,
+    n_label: int = 10,
+    by_section: bool = False,
+    layer: str | None = None,
+    library_key: str | None = None,
+    library_id: str | Sequence[str] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    table_key: str | None = None,
+) -> Axes | None:
+    """Draw how well every gene is predicted, from the best to the worst.
+
+    The Pearson correlation of predicted and measured values over the spots, by gene, with the median as a dotted line.
+    If ``obsm[f"{key}_linear"]`` holds the predictions of the linear baseline, its curve is drawn beside, with its genes
+    in their own order. Below the axis stands how many genes have no correlation, because they are constant or were not
+    measured; they are not in the curves.
+
+    Parameters
+    ----------
+    adata
+        Annotated spots, or a SpatialData object. It holds the results of ``strecur.tl.predict_expression``.
+    key
+        The ``key_added`` of that call. ``obsm[key]`` and ``uns[key]`` are drawn.
+    genes
+        Genes to name in the plot; by default the best ones.
+    n_label
+        How many of the best genes to name if ``genes`` are not given.
+    by_section
+        Correlate within every section and draw a thin line for each; the thick one is then the mean over sections, gene
+        by gene. By default the spots of all sections are pooled, which also rewards telling sections apart.
+    layer
+        Layer with raw counts; by default ``X``. They are compared as log2(count + 1), or after normalising the depth of
+        every spot over the genes predicted if that is what the model predicts.
+    library_key
+        Column of ``obs`` that tells sections apart; by default the one the prediction was made with.
+    library_id
+        Section or sections to compare; by default all.
+    ax
+        Axes to draw on; by default a new figure is made.
+    show
+        ``True`` shows the figure and returns nothing.
+    table_key
+        Table of a SpatialData object; not needed if there is only one.
+
+    Returns
+    -------
+    The axes; ``None`` with ``show=True``.
+
+    Raises
+    ------
+    KeyError
+        If the prediction or a section is missing, or ``genes`` are not predicted.
+    ValueError
+        If no predicted gene was measured, or ``layer`` holds no counts.
+    """
+    table = open_table(adata, table_key=table_key, read_only=True)
+    expression = read_expression(table, key, layer=layer)
+    _require_comparable(expression, key, genes or ())
+    sections, wanted = choose_sections(table, key, library_key=library_key, library_id=library_id)
+    rows = {title: sections.rows(name) for name, title in wanted.items()}
+    parts = rows if by_section else {"": np.concatenate([*rows.values()])}
+    (panel,) = [_new_axes()] if ax is None else given_axes(ax, 1, "one curve of all genes")
+    ranked = _draw_model(panel, expression, parts, name=key, color=MODEL)
+    if f"{key}_linear" in table.obsm:
+        linear = replace(expression, predicted=read_predicted(table, key, f"{key}_linear"))
+        _draw_model(panel, linear, parts, name="linear baseline", color=LINEAR)
+    pooling = "mean of {} sections (thin: each)" if by_section else "{} sections pooled"
+    ylabel = ["PCC of measured and predicted", *([pooling.format(len(rows))] if len(rows) > 1 else [])]
+    panel.set(xlabel=_describe_genes(expression, ranked, genes or ()), ylabel="\n".join(ylabel))
+    panel.set_title(next(iter(rows)) if len(rows) == 1 else "", fontsize="medium")
+    panel.set(xlim=(0, len(ranked) + 1), ylim=(None, 1))
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(loc="lower left", frameon=False)
+    named = ranked.index[:n_label] if genes is None else ranked.index[ranked.index.isin(genes)]
+    _name_genes(panel, ranked, named)
+    return finish([panel], show=show)
+
+
+def _require_comparable(expression: Expression, key: str, genes: Sequence[str]) -> None:
+    unknown = [gene for gene in genes if gene not in expression.predicted]
+    if unknown:
+        msg = f"genes {unknown} are not predicted; uns[{key!r}]['var_names'] has {some_of(expression.predicted)}"
+        raise KeyError(msg)
+    if expression.measured.columns.empty:
+        msg = (
+            f"none of the {expression.predicted.shape[1]} predicted genes was measured in this object, so there is "
+            f"nothing to compare with; uns[{key!r}]['reliability'] tells how well they were predicted in training"
+        )
+        raise ValueError(msg)
+
+
+def some_of(values: pd.DataFrame) -> str:
+    """List the first genes."""
+    names = ", ".join(values.columns[:10])
+    return names if values.shape[1] <= 10 else f"{names} … ({values.shape[1]} in all)"
+
+
+def _new_axes() -> Axes:
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(7, 4.5), layout="constrained")[1]
+
+
+def _draw_model(
+    ax: Axes, expression: Expression, parts: Mapping[str, np.ndarray], *, name: str, color: str
+) -> pd.Series:
+    """Draw the correlations of one model, the mean over parts and every part; return the former, best gene first."""
+    scores = pd.DataFrame({part: expression.scores(rows) for part, rows in parts.items()})
+    mean = scores.mean(axis=1)
+    if len(parts) > 1:
+        for part in parts:
+            ax.plot(*_curve(scores[part]), color=color, linewidth=0.8, alpha=0.4, label=f"_{part}")
+    ax.axhline(mean.median(), color=color, linewidth=1, linestyle=":")
+    ax.plot(*_curve(mean), color=color, linewidth=2.2, label=f"{name}, median {mean.median():.2f}")
+    return mean.dropna().sort_values(ascending=False)
+
+
+def _curve(scores: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    ranked = np.sort(scores.dropna())[::-1]
+    return np.arange(1, len(ranked) + 1), ranked
+
+
+def _describe_genes(expression: Expression, ranked: pd.Series, named: Sequence[str]) -> str:
+    """Label the axis, and tell which genes are not on it and why."""
+    n_measured = int(expression.predicted.columns.isin(expression.measured.columns).sum())
+    reasons = {
+        "undefined (constant)": n_measured - len(ranked),
+        "not measured": expression.predicted.shape[1] - n_measured,
+    }
+    left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    absent = [gene for gene in named if gene not in ranked]
+    among = f", among them {', '.join(absent)}" if absent else ""
+    return "genes, best first" + (f"\nnot shown: {left_out}{among}" if left_out else "")
+
+
+def _name_genes(ax: Axes, ranked: pd.Series, names: pd.Index) -> None:
+    """Write names in a column right of the axes, each joined to its gene on the curve."""
+    position = ranked.index.get_indexer(names)
+    ax.plot(position + 1, ranked.iloc[position], "o", color=MODEL, markersize=4)
+    height = ax.get_window_extent().height / ax.figure.dpi * 72  # points
+    size = min(0.9 * rcParams["font.size"], height / max(len(names), 1) / LINE_SPACING)
+    bottom, top = ax.get_ylim()
+    gap = LINE_SPACING * size / height * (top - bottom)
+    for rank, y in zip(position, spread_out(ranked.iloc[position].to_numpy(), gap, top), strict=True):
+        ax.annotate(
+            ranked.index[rank],
+            (rank + 1, ranked.iloc[rank]),
+            xytext=(LABELS_AT, y),
+            textcoords=ax.get_yaxis_transform(),
+            va="center",
+            fontsize=size,
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "relpos": (0, 0.5), "shrinkB": 3},
+        )
+
+
+def spread_out(heights: np.ndarray, gap: float, top: float) -> np.ndarray:
+    """Move heights, given from high to low, upwards until they are ``gap`` apart; those above ``top`` come down again.
+
+    Lines from a falling curve to labels that lie higher do not cross the curve.
+    """
+    steps = gap * np.arange(len(heights))
+    raised = np.maximum.accumulate((heights + steps)[::-1])[::-1] - steps
+    return np.minimum(raised, top - steps)
