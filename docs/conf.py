@@ -52,6 +52,7 @@ autodoc_default_options = {"members": True, "undoc-members": False, "inherited-m
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # attributes of dataclasses are documented twice otherwise
 typehints_defaults = "braces"
 always_use_bars_union = True
 autodoc_type_aliases = {"ArrayLike": "numpy.typing.ArrayLike"}
@@ -115,10 +116,17 @@ if not reached["python"]:
 def link_public_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement
 ) -> nodes.reference | None:
-    """Look a class up in the inventories under its public name."""
-    if node.get("reftarget") not in PUBLIC_NAMES:
+    """Look a class up under its public name, here or in the inventories."""
+    target = node.get("reftarget", "")
+    if target.startswith("strecur."):
+        # type hints name the module that defines a class, the pages the package that exports it
+        module, _, name = target.rpartition(".")
+        public = f"{module.rpartition('.')[0]}.{name}"
+        place = env, node.get("refdoc", ""), app.builder
+        return env.domains["py"].resolve_xref(*place, "class", public, node, contnode)
+    if target not in PUBLIC_NAMES:
         return None
-    node["reftarget"] = PUBLIC_NAMES[node["reftarget"]]
+    node["reftarget"] = PUBLIC_NAMES[target]
     return intersphinx.missing_reference(app, env, node, contnode)
 
 

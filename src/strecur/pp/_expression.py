@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from strecur._anndata import Sections, align_genes, clean_genes, read_matrix, require, require_counts
+from strecur.pp._components import fit_components
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,27 +62,12 @@ def fit_expression_features(
     rng: int = 0,
 ) -> ExpressionFeatures:
     """Fit genes and components on all spots of ``adata``, which must hold the training sections and nothing else."""
-    from sklearn.decomposition import PCA
-
     genes = pd.unique(np.array(clean_genes(adata.var_names), dtype=object))
     selection, _ = align_genes(adata, genes, min_share=1.0)
     log_counts = log_normalised(adata, selection, layer=layer, size_factor_key=size_factor_key)
     chosen = highly_variable(log_counts, sections, n_genes)
-    values = log_counts[:, np.flatnonzero(chosen)].toarray()
-    n_components = min(n_components, *(np.array(values.shape) - 1))
-    if n_components < 1:
-        msg = f"too little data for principal components: {values.shape[0]} spots × {values.shape[1]} variable genes"
-        raise ValueError(msg)
-    pca = PCA(n_components, svd_solver="randomized", n_oversamples=20, iterated_power=7, random_state=rng).fit(values)
-    axes = pca.components_.T
-    signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    return ExpressionFeatures(
-        genes=genes[chosen].tolist(),
-        mean_G=pca.mean_.astype(np.float32),
-        components_GP=(axes * signs).astype(np.float32),
-        size_factor_key=size_factor_key,
-        layer=layer,
-    )
+    mean_G, components_GP = fit_components(log_counts[:, np.flatnonzero(chosen)].toarray(), n_components, rng)
+    return ExpressionFeatures(genes[chosen].tolist(), mean_G, components_GP, size_factor_key, layer)
 
 
 def log_normalised(
@@ -116,8 +102,8 @@ def highly_variable(log_counts: sparse.csr_matrix, sections: Sections, n_genes: 
 
     if log_counts.shape[1] <= n_genes:
         return np.ones(log_counts.shape[1], dtype=bool)
-    table = AnnData(log_counts, obs=pd.DataFrame({"section": pd.Categorical.from_codes(sections.codes, sections.names)}))
-    table.obs_names = table.obs_names.astype(str)
+    section = pd.Categorical.from_codes(sections.codes, sections.names)
+    table = AnnData(log_counts, obs=pd.DataFrame({"section": section}, index=np.arange(len(section)).astype(str)))
     # scanpy undoes the logarithm, and needs to know its base.
     table.uns["log1p"] = {"base": 2}
     several = len(sections.names) > 1

@@ -1,0 +1,319 @@
+"""GenAR (paper 002): the counts of all genes of a spot, generated from coarse gene groups to single genes.
+
+Shape suffixes beside those of the package: ``P`` gene groups of one scale, ``L`` positions of a sequence, ``V`` count
+tokens. In this module ``C`` is the width of the condition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from strecur.nn.genar_layers import Block, FiLM, initialise, modulate, random_state_from
+from strecur.nn.genar_targets import (
+    clip_counts,
+    derive_scales,
+    expected_count,
+    gaussian_labels,
+    gaussian_logits,
+    gaussian_nll_loss,
+    group_of,
+    kl_loss,
+    nearest_token,
+    pool,
+    predicted_variance,
+    soft_labels,
+)
+
+# The last scale starts from its parents and from which gene it is.
+PARENT_SHARE, IDENTITY_SHARE = 0.7, 0.3
+
+
+@dataclass(frozen=True)
+class GenARConfig:
+    """Size and loss of GenAR; the defaults train on two CPU cores in minutes.
+
+    Attributes
+    ----------
+    scales
+        Number of gene groups of each scale, rising to the number of genes. A scale need not divide the next one or the
+        genes: groups are consecutive, share no gene, and differ in size by one at most.
+    vocabulary
+        Number of count tokens; the largest count that can be predicted is ``vocabulary - 1``.
+    width, n_layers, n_heads, mlp_ratio
+        Size of the transformer.
+    condition_width
+        Width of the embedding of a spot that everything is conditioned on; its values should be of order 1.
+    dropout
+        In the identities of gene groups and in what a scale takes over from the coarser one.
+    drop_path
+        Rate at which the last layer is skipped; the rate rises linearly over the layers.
+    last_loss
+        For single genes, ``"gaussian_kl"`` compares the tokens with a Gaussian around the true count (released code),
+        ``"gaussian_nll"`` fits the mean token (the paper).
+    normalized
+        Mean instead of sum over the gene groups of a scale, so that all scales weigh the same.
+    """
+
+    scales: tuple[int, ...]
+    vocabulary: int
+    width: int = 96
+    n_layers: int = 2
+    n_heads: int = 4
+    mlp_ratio: float = 3.0
+    condition_width: int = 96
+    dropout: float = 0.1
+    drop_path: float = 0.1
+    last_loss: Literal["gaussian_kl", "gaussian_nll"] = "gaussian_kl"
+    normalized: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))  # a list when it comes from JSON
+        if not self.scales or self.scales[0] < 1 or list(self.scales) != sorted(set(self.scales)):
+            msg = f"scales={self.scales} must rise from 1 or more to the number of genes; see derive_scales(n_genes)"
+            raise ValueError(msg)
+        if self.vocabulary < 2:
+            msg = f"vocabulary={self.vocabulary}; it needs the largest training count + 1 tokens, at least 2"
+            raise ValueError(msg)
+        if self.width % self.n_heads:
+            msg = f"width={self.width} is not a multiple of n_heads={self.n_heads}"
+            raise ValueError(msg)
+        if self.last_loss not in {"gaussian_kl", "gaussian_nll"}:
+            msg = f"last_loss={self.last_loss!r}; choose 'gaussian_kl' or 'gaussian_nll'"
+            raise ValueError(msg)
+
+    @classmethod
+    def small(cls, n_genes: int, vocabulary: int) -> GenARConfig:
+        """The defaults, for a number of genes."""
+        return cls(derive_scales(n_genes), vocabulary)
+
+    @classmethod
+    def paper(cls, n_genes: int = 200, vocabulary: int = 2001) -> GenARConfig:
+        """The size of paper 002; the conditions are as wide as the transformer."""
+        return cls(derive_scales(n_genes), vocabulary, width=768, n_layers=8, n_heads=8, condition_width=768)
+
+    @property
+    def n_genes(self) -> int:
+        return self.scales[-1]
+
+    @property
+    def longest_sequence(self) -> int:
+        """Positions of the last scale: the start, all coarser groups, all genes."""
+        return 1 + sum(self.scales)
+
+
+class Scale(nn.Module):
+    """What one scale owns: its positions, how it starts from the coarser one, and who its gene groups are."""
+
+    def __init__(self, config: GenARConfig, index: int) -> None:
+        super().__init__()
+        width, self.n_groups = config.width, config.scales[index]
+        self.is_first, self.is_last = index == 0, self.n_groups == config.n_genes
+        self.position = nn.Embedding(1 + sum(config.scales[: index + 1]), width)
+        self.scale = nn.Embedding(1, width)
+        if not self.is_first:
+            self.register_buffer("parent_P", group_of(self.n_groups, config.scales[index - 1]), persistent=False)
+            self.inherit = nn.Sequential(
+                nn.Linear(width, 2 * width),
+                nn.GELU(),
+                nn.Linear(2 * width, width),
+                nn.LayerNorm(width),
+                nn.Dropout(config.dropout),
+            )
+        if not self.is_last:
+            self.project = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.Dropout(config.dropout))
+
+    def identity(self, gene_GD: Tensor) -> Tensor:
+        """Identity of each gene group: of the gene itself, or pooled; (P, D)."""
+        return gene_GD if self.is_last else self.project(pool(gene_GD.T, self.n_groups).T)
+
+    def sequence(self, start_1D: Tensor, context_NLD: Tensor, coarser_NPD: Tensor, identity_PD: Tensor) -> Tensor:
+        """Put the start, the tokens of the coarser scales and the positions to predict behind each other."""
+        n_spots, width = len(context_NLD), start_1D.shape[1]
+        if self.is_first:
+            target_NPD = start_1D.new_zeros(n_spots, self.n_groups, width)
+        else:
+            target_NPD = self.inherit(coarser_NPD)[:, self.parent_P]
+        if self.is_last:
+            target_NPD = PARENT_SHARE * target_NPD + IDENTITY_SHARE * identity_PD
+        sequence_NLD = torch.cat([start_1D.expand(n_spots, 1, width), context_NLD, target_NPD], dim=1)
+        return sequence_NLD + (self.position.weight + self.scale.weight)
+
+
+@dataclass(frozen=True)
+class GenARLoss:
+    """Loss of a batch.
+
+    Attributes
+    ----------
+    total
+        Mean over the scales, with gradient.
+    scale_S
+        Loss of each scale, without gradient.
+    n_clipped
+        Counts beyond the vocabulary, which were clipped; scores should use the counts as measured.
+    """
+
+    total: Tensor
+    scale_S: Tensor
+    n_clipped: Tensor
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Generated spots.
+
+    Attributes
+    ----------
+    counts_NG
+        Tokens of the last scale, int64.
+    expected_NG
+        Mean of the last scale's distribution, float32: smoother than a token and never tied. A ``"gaussian_kl"`` model
+        learns a mean of .52 for a count of zero.
+    """
+
+    counts_NG: Tensor
+    expected_NG: Tensor
+
+
+Choose = Callable[[Tensor], Tensor]  # logits (N, P, V) to tokens (N, P)
+
+
+class GenAR(nn.Module):
+    """Predict gene counts scale by scale, each from the tokens of all coarser scales and the condition of the spot.
+
+    A scale is one pass over [start, tokens of coarser scales, positions to predict], with positions of its own, so that
+    nothing can be cached from one scale to the next. The positions to predict start from the *most probable* tokens of
+    the coarser scale, in training too, while the context holds the true tokens in training. So the passes follow each
+    other in training as in generation. That costs nothing: six short causal passes have as many tokens as one
+    concatenation of them, and less attention than its block mask would compute.
+
+    Parameters
+    ----------
+    config
+        Size and loss.
+    """
+
+    def __init__(self, config: GenARConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token = nn.Embedding(config.vocabulary, config.width)
+        self.gene = nn.Embedding(config.n_genes, config.width)
+        self.start = nn.Embedding(1, config.width)
+        self.scales = nn.ModuleList(Scale(config, index) for index in range(len(config.scales)))
+        hidden, steps = round(config.mlp_ratio * config.width), max(config.n_layers - 1, 1)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.n_heads, hidden, config.condition_width, config.drop_path * layer / steps)
+            for layer in range(config.n_layers)
+        )
+        self.head_modulation = nn.Linear(config.condition_width, 2 * config.width)
+        self.film = FiLM(config.width)
+        self.head = nn.Linear(config.width, config.vocabulary)
+        initialise(self, config.width)
+        self.film.start_as_identity()  # after everything was drawn
+
+    def forward(self, condition_NC: Tensor, counts_NG: Tensor) -> list[Tensor]:
+        """Logits (N, P, V) of every scale given the true tokens of the coarser ones (teacher forcing)."""
+        return self.run(condition_NC, lambda logits_NPV: nearest_token(pool(counts_NG, logits_NPV.shape[1])))
+
+    def run(self, condition_NC: Tensor, choose: Choose) -> list[Tensor]:
+        """Logits of every scale; ``choose`` turns those of a scale into the tokens that finer scales see."""
+        context_NL = torch.empty(len(condition_NC), 0, dtype=torch.long, device=condition_NC.device)
+        coarser_NP, outputs = context_NL, []
+        for scale in self.scales:
+            outputs.append(self.logits(scale, condition_NC, context_NL, coarser_NP))
+            if not scale.is_last:
+                coarser_NP = outputs[-1].argmax(dim=-1)
+                context_NL = torch.cat([context_NL, choose(outputs[-1])], dim=1)
+        return outputs
+
+    def logits(self, scale: Scale, condition_NC: Tensor, context_NL: Tensor, coarser_NP: Tensor) -> Tensor:
+        """One pass: logits (N, P, V) of one scale, float32."""
+        identity_PD = scale.identity(self.gene.weight)
+        h_NLD = scale.sequence(self.start.weight, self.token(context_NL), self.token(coarser_NP), identity_PD)
+        for block in self.blocks:
+            h_NLD = block(h_NLD, condition_NC)
+        modulation = self.head_modulation(F.silu(condition_NC))[:, None].chunk(2, dim=-1)
+        h_NPD = modulate(h_NLD[:, -scale.n_groups :], *modulation)
+        return self.head(self.film(h_NPD, identity_PD)).float()
+
+    def loss(self, condition_NC: Tensor, counts_NG: Tensor, generator: torch.Generator) -> GenARLoss:
+        """Mean of the losses of all scales; dropout is drawn from ``generator``."""
+        counts_NG, n_clipped = clip_counts(counts_NG, self.config.vocabulary)
+        with random_state_from(generator):
+            outputs = self(condition_NC, counts_NG)
+        loss_S = torch.stack([self.scale_loss(logits_NPV, counts_NG) for logits_NPV in outputs])
+        return GenARLoss(loss_S.mean(), loss_S.detach(), n_clipped)
+
+    def scale_loss(self, logits_NPV: Tensor, counts_NG: Tensor) -> Tensor:
+        """Loss of one scale, which its number of groups tells."""
+        vocabulary, normalized = self.config.vocabulary, self.config.normalized
+        n_groups = logits_NPV.shape[1]
+        if n_groups < self.config.n_genes:
+            return kl_loss(logits_NPV, soft_labels(pool(counts_NG, n_groups), vocabulary), normalized=normalized)
+        if self.config.last_loss == "gaussian_nll":
+            return gaussian_nll_loss(logits_NPV, counts_NG, normalized=normalized)
+        return kl_loss(logits_NPV, gaussian_labels(counts_NG, vocabulary), normalized=normalized)
+
+    def decode(self, condition_NC: Tensor, *, max_tokens: int = 32_768) -> Generated:
+        """Generate the most probable token at every scale; the lowest one if several are.
+
+        Parameters
+        ----------
+        condition_NC
+            Embedding of every spot.
+        max_tokens
+            Positions processed at once; spots are generated in batches that fit.
+        """
+        return self.generate(condition_NC, lambda logits_NPV: logits_NPV.argmax(dim=-1), max_tokens)
+
+    def sample(
+        self, condition_NC: Tensor, generator: torch.Generator, *, temperature: float = 1.0, max_tokens: int = 32_768
+    ) -> Generated:
+        """Draw a token at every position of every scale.
+
+        Parameters
+        ----------
+        condition_NC
+            Embedding of every spot.
+        generator
+            Source of randomness, on the device of the condition. Draws depend on the batches, so on ``max_tokens``.
+        temperature
+            Above 0; below 1 draws closer to the most probable token.
+        max_tokens
+            Positions processed at once; spots are generated in batches that fit.
+        """
+        if temperature <= 0:
+            msg = f"temperature={temperature} must be above 0; for the most probable tokens call decode"
+            raise ValueError(msg)
+
+        def draw(logits_NPV: Tensor) -> Tensor:
+            probability = (logits_NPV / temperature).softmax(dim=-1)
+            return torch.multinomial(probability.flatten(0, 1), 1, generator=generator).view(logits_NPV.shape[:2])
+
+        return self.generate(condition_NC, draw, max_tokens)
+
+    @torch.no_grad()
+    def generate(self, condition_NC: Tensor, choose: Choose, max_tokens: int) -> Generated:
+        """Generate spots in batches, without dropout."""
+        was_training = self.training
+        self.eval()
+        counts, expected = [], []
+        for part_NC in condition_NC.split(max(max_tokens // self.config.longest_sequence, 1)):
+            logits_NGV = self.run(part_NC, choose)[-1]
+            counts.append(choose(self.token_logits(logits_NGV)))
+            expected.append(expected_count(logits_NGV))
+        self.train(was_training)
+        return Generated(torch.cat(counts), torch.cat(expected))
+
+    def token_logits(self, logits_NGV: Tensor) -> Tensor:
+        """What the last scale says of tokens: after ``"gaussian_nll"`` only the mean of its output means something."""
+        if self.config.last_loss == "gaussian_kl":
+            return logits_NGV
+        mean_NG = expected_count(logits_NGV)
+        return gaussian_logits(mean_NG, predicted_variance(mean_NG), self.config.vocabulary)

@@ -1,0 +1,77 @@
+"""A head maps the answer y to the output and owns its loss; ``bias``: input and output maps have one (paper 000)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from strecur.nn.layers import linear
+
+
+class DomainHead(nn.Module):
+    """Logits of the domains; a target of -1 means unlabelled."""
+
+    bias = False
+
+    def __init__(self, width: int, n_domains: int, *, label_smoothing: float = 0.1) -> None:
+        super().__init__()
+        self.linear = linear(width, n_domains, bias=self.bias)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, y_ND: Tensor) -> Tensor:
+        return self.linear(y_ND).float()
+
+    def labelled(self, target_N: Tensor) -> Tensor:
+        return target_N >= 0
+
+    def spot_loss(self, logits_NC: Tensor, target_N: Tensor) -> Tensor:
+        """Cross-entropy per spot, zero where unlabelled."""
+        return F.cross_entropy(
+            logits_NC, target_N, ignore_index=-1, reduction="none", label_smoothing=self.label_smoothing
+        )
+
+    def halting_loss(self, logits_NC: Tensor, target_N: Tensor) -> Tensor:
+        """Cross-entropy per spot without smoothing: what the halting target is made of."""
+        return F.cross_entropy(logits_NC, target_N, ignore_index=-1, reduction="none")
+
+    def predict(self, logits_NC: Tensor) -> Tensor:
+        return logits_NC.softmax(dim=-1)
+
+
+class ExpressionHead(nn.Module):
+    """Expression of every gene, on the scale of the target; a spot whose target is NaN is unlabelled.
+
+    A linear map predicts each gene in units of its standard deviation around its mean over the training spots, so that
+    rare genes are no harder to reach than abundant ones. The loss is the squared error on the scale of the target.
+    """
+
+    bias = True
+
+    def __init__(self, width: int, n_genes: int) -> None:
+        super().__init__()
+        self.n_outputs = n_genes
+        self.linear = linear(width, n_genes, bias=self.bias)
+        self.register_buffer("mean_G", torch.zeros(n_genes))
+        self.register_buffer("sd_G", torch.ones(n_genes))
+
+    def set_scale(self, target_NG: Tensor) -> None:
+        """Fit mean and standard deviation (zero for a constant gene) on the labelled training spots."""
+        known_NG = target_NG[self.labelled(target_NG)]
+        self.mean_G.copy_(known_NG.mean(dim=0))
+        self.sd_G.copy_(known_NG.std(dim=0, correction=0))
+
+    def forward(self, y_ND: Tensor) -> Tensor:
+        return torch.addcmul(self.mean_G, self.linear(y_ND).float(), self.sd_G)
+
+    def labelled(self, target_NG: Tensor) -> Tensor:
+        return ~target_NG.isnan().any(dim=1)
+
+    def spot_loss(self, output_NG: Tensor, target_NG: Tensor) -> Tensor:
+        """Mean squared error per spot, zero where unlabelled."""
+        # an unlabelled spot is compared with itself: NaN times a gradient of zero would be NaN
+        target_NG = torch.where(self.labelled(target_NG)[:, None], target_NG, output_NG.detach())
+        return F.mse_loss(output_NG, target_NG, reduction="none").mean(dim=1)
+
+    def predict(self, output_NG: Tensor) -> Tensor:
+        return output_NG

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Square windows of lattice cells, only those that hold a spot.
+
+    Attributes
+    ----------
+    site_N
+        Position of each spot in the (window, slot) table, flattened: ``window * K + slot``; slots go row by row.
+    section_W, row_W, col_W
+        Section of each window, and its row and column among windows.
+    occupied_WK
+        Which slots hold a spot.
+    spot_WK
+        Spot in each slot; an empty slot names another spot of its window, for the reader to mask.
+    """
+
+    site_N: Tensor
+    section_W: Tensor
+    row_W: Tensor
+    col_W: Tensor
+    occupied_WK: Tensor
+    spot_WK: Tensor
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Integer positions of the spots of one or several sections; spots of a section are contiguous.
+
+    Index tensors are built on first use and kept, so that every step of a recursion shares them.
+
+    Attributes
+    ----------
+    row_N, col_N
+        Lattice row and column. ``"hex"`` lattices use Visium's doubled columns.
+    length_S
+        Number of spots of each section.
+    layout
+        ``"hex"``, ``"square"`` or ``"irregular"``.
+    """
+
+    row_N: Tensor
+    col_N: Tensor
+    length_S: tuple[int, ...]
+    layout: str
+    _windows: dict[tuple[int, int], Windows] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @staticmethod
+    def concatenate(lattices: Sequence[Lattice]) -> Lattice:
+        """Put sections one after the other."""
+        (layout,) = {lattice.layout for lattice in lattices}
+        rows = torch.cat([lattice.row_N for lattice in lattices])
+        cols = torch.cat([lattice.col_N for lattice in lattices])
+        return Lattice(rows, cols, tuple(n for lattice in lattices for n in lattice.length_S), layout)
+
+    @property
+    def n_sections(self) -> int:
+        return len(self.length_S)
+
+    @property
+    def section_N(self) -> Tensor:
+        """Section of each spot."""
+        index_S = torch.arange(self.n_sections, device=self.row_N.device)
+        return index_S.repeat_interleave(torch.tensor(self.length_S, device=self.row_N.device))
+
+    def split(self, spots_N: Tensor) -> tuple[Tensor, ...]:
+        """Cut a tensor over spots into one tensor per section."""
+        return spots_N.split(self.length_S)
+
+    def to(self, device: torch.device | str) -> Lattice:
+        return Lattice(self.row_N.to(device), self.col_N.to(device), self.length_S, self.layout)
+
+    def moved(self, *, transpose: bool, flip_row: bool, flip_col: bool, shift: tuple[int, int] = (0, 0)) -> Lattice:
+        """Return one section's lattice under a symmetry, then shifted by (rows, columns).
+
+        The section is mirrored within its own bounding box, so it stays where it is. Transposition comes first and is
+        for square lattices; a hexagonal one has only the flips.
+        """
+        row_N, col_N = (self.col_N, self.row_N) if transpose else (self.row_N, self.col_N)
+        row_N = row_N.min() + row_N.max() - row_N if flip_row else row_N
+        col_N = col_N.min() + col_N.max() - col_N if flip_col else col_N
+        return Lattice(row_N + shift[0], col_N + shift[1], self.length_S, self.layout)
+
+    def windows(self, size: int, offset: int) -> Windows:
+        """Assign the spots to windows of ``size`` × ``size`` cells whose grid is moved by ``offset`` cells.
+
+        A cell is (row, column); on a hexagonal lattice (row, column // 2), which no two spots share.
+        """
+        if (size, offset) not in self._windows:
+            self._windows[size, offset] = self._assign_windows(size, offset)
+        return self._windows[size, offset]
+
+    @cached_property
+    def coarser(self) -> Lattice:
+        """Lattice with one spot for every 2 × 2 cells that hold any, in the order of ``windows(2, 0)``.
+
+        Its rows and columns are those of the cells divided by two, so it is a square one also above a hexagonal one.
+        """
+        parents = self.windows(2, 0)
+        length_S = torch.bincount(parents.section_W, minlength=self.n_sections)
+        return Lattice(parents.row_W, parents.col_W, tuple(length_S.tolist()), "square")
+
+    @torch.inference_mode(mode=False)  # kept index tensors must serve training too
+    def _assign_windows(self, size: int, offset: int) -> Windows:
+        col_N = self.col_N // 2 if self.layout == "hex" else self.col_N
+        row_N, col_N = self.row_N.long() + offset, col_N.long() + offset
+        key_3N = (self.section_N, row_N // size, col_N // size)
+        window_N, n_windows = number_distinct(key_3N)
+        site_N = window_N * size**2 + (row_N % size) * size + col_N % size
+        spot_N = torch.arange(len(site_N), device=site_N.device)
+        any_spot_W = spot_N.new_zeros(n_windows).scatter_reduce(0, window_N, spot_N, "amin", include_self=False)
+        spot_WK = any_spot_W.repeat_interleave(size**2).index_copy(0, site_N, spot_N)
+        occupied_WK = torch.zeros_like(spot_WK, dtype=torch.bool).index_fill(0, site_N, value=True)
+        if occupied_WK.sum() < len(site_N):
+            msg = "several spots of a section have the same row and column; give every spot a site of its own"
+            raise ValueError(msg)
+        keys_W = (key_N[any_spot_W] for key_N in key_3N)
+        return Windows(site_N, *keys_W, occupied_WK.view(-1, size**2), spot_WK.view(-1, size**2))
+
+
+def number_distinct(key_3N: Sequence[Tensor]) -> tuple[Tensor, int]:
+    """Number the distinct tuples of integers in lexicographic order; return the number of each, and how many there are.
+
+    Sorts by one column after the other: many times faster than ``torch.unique(dim=0)``, safe for any 32-bit integers.
+    """
+    number_N, n_distinct = torch.zeros_like(key_3N[0]), 1
+    for key_N in key_3N:
+        key_N = key_N - key_N.min()
+        distinct, number_N = torch.unique(number_N * (key_N.max() + 1) + key_N, return_inverse=True)
+        n_distinct = len(distinct)
+    return number_N, n_distinct

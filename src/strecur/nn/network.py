@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from strecur.nn.halting import RECIPES, HaltHead, draw_halt_steps, halt_probability, hold_out, random_target
+from strecur.nn.layers import linear, rms_norm, sinusoidal_positions, truncated_normal_
+from strecur.nn.recursion import Streams
+
+if TYPE_CHECKING:
+    from strecur.nn.lattice import Lattice
+    from strecur.nn.recursion import State
+
+HALT_WEIGHT = 0.5
+HELD_OUT_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sections of one step: features, lattice, and in training the target of every spot."""
+
+    features_NF: Tensor
+    lattice: Lattice
+    target_N: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What goes from one outer step to the next.
+
+    Attributes
+    ----------
+    state
+        States of the recursion.
+    step
+        Outer steps done.
+    streams
+        Random streams of the sections, for starts and noise.
+    halt_at_S
+        Step at which each section is to halt, drawn by the random-K recipe.
+    """
+
+    state: State
+    step: int = 0
+    streams: Streams | None = None
+    halt_at_S: Tensor | None = None
+
+
+class SpotNetwork(nn.Module):
+    """Embed spots, iterate a backbone over them, decode the answer after every outer step.
+
+    Parameters
+    ----------
+    n_features
+        Width of the representation.
+    recursion
+        A recursion of ``strecur.nn.recursion`` around a backbone.
+    head
+        Output map with its loss.
+    halting
+        Name of the recipe that teaches when to stop (``strecur.nn.halting.RECIPES``), or ``None``.
+    """
+
+    def __init__(self, n_features: int, recursion: nn.Module, head: nn.Module, *, halting: str | None) -> None:
+        super().__init__()
+        width = recursion.backbone.width
+        self.embedding = linear(n_features, width, bias=head.bias)
+        self.context = nn.Parameter(truncated_normal_(torch.empty(recursion.backbone.n_context, width), 0.02))
+        self.recursion = recursion
+        self.head = head
+        self.recipe = None if halting is None else RECIPES[halting]
+        if self.recipe is not None:
+            self.halt_head = HaltHead(width, head.n_outputs if self.recipe.per_gene else 1)
+
+    def embed(self, features_NF: Tensor, lattice: Lattice) -> Tensor:
+        """Unit-RMS embedding of the spots (plus positions for the dense backbone) behind the context tokens."""
+        x_ND = rms_norm(self.embedding(features_NF))
+        if self.recursion.backbone.absolute_positions:
+            x_ND = x_ND + sinusoidal_positions(lattice.row_N, lattice.col_N, x_ND.shape[-1])
+        return torch.cat([self.context.repeat(lattice.n_sections, 1).to(x_ND.dtype), x_ND])
+
+    def start(self, batch: Batch, streams: Streams | None = None, *, random: bool = False) -> Carry:
+        """Carry before the first outer step, with the fixed or with random starts."""
+        with torch.no_grad():
+            x_TD = self.embed(batch.features_NF, batch.lattice).float()
+            state = self.recursion.random_start(x_TD, batch.lattice, streams) if random else self.recursion.start(x_TD)
+        return Carry(state, streams=streams)
+
+    def training_start(self, batch: Batch, n_steps: int, generator: torch.Generator) -> Carry:
+        """Carry before the first supervision step; all that is random in training is drawn from ``generator``."""
+        streams, n_sections = None, batch.lattice.n_sections
+        if self.recursion.is_random:
+            streams = Streams([generator] * n_sections, noise=self.recursion.noise)
+        carry = self.start(batch, streams, random=streams is not None and self.recursion.sigma is not None)
+        if self.recipe is None or self.recipe.measure is not None:
+            return carry
+        return replace(carry, halt_at_S=draw_halt_steps(n_sections, n_steps, generator))
+
+    def step(self, batch: Batch, carry: Carry) -> tuple[Tensor, Tensor | None, Carry]:
+        """Run one outer step; return the output per spot, the halt logits per section and the new carry."""
+        x_TD = self.embed(batch.features_NF, batch.lattice)
+        state = self.recursion.step(carry.state, x_TD, batch.lattice, carry.streams)
+        n_context = len(self.context)
+        answer_TD = state[0]
+        output = self.head(answer_TD[n_context * batch.lattice.n_sections :])
+        halt_SL = None
+        if self.recipe is not None:
+            halt_SL = self.halt_head(answer_TD[: n_context * batch.lattice.n_sections : n_context])
+        return output, halt_SL, replace(carry, state=state, step=carry.step + 1)
+
+    def halt_probability(self, halt_SL: Tensor | None, n_sections: int) -> Tensor:
+        """Probability per section that going on is not worthwhile; NaN for a network without a recipe."""
+        return torch.full((n_sections,), torch.nan) if halt_SL is None else halt_probability(halt_SL)
+
+    def training_step(self, batch: Batch, carry: Carry, generator: torch.Generator) -> tuple[Tensor, Carry]:
+        """One supervision step: loss of this outer step, and the carry to go on from, detached."""
+        output, halt_SL, carry = self.step(batch, carry)
+        labelled_N = self.head.labelled(batch.target_N)
+        held_out_N = torch.zeros_like(labelled_N)
+        if self.recipe is not None and self.recipe.measure is not None:
+            held_out_N = hold_out(labelled_N, HELD_OUT_SHARE, generator)
+        train_N = labelled_N & ~held_out_N
+        loss = self.head.spot_loss(output, batch.target_N)[train_N].sum() / train_N.sum().clamp(min=1)
+        if halt_SL is not None:
+            loss = loss + HALT_WEIGHT * self.halt_loss(output, halt_SL, held_out_N, batch, carry)
+        return loss, replace(carry, state=tuple(part.detach() for part in carry.state))
+
+    def halt_loss(self, output: Tensor, halt_SL: Tensor, held_out_N: Tensor, batch: Batch, carry: Carry) -> Tensor:
+        """Binary cross-entropy of the halt logits against the target of the recipe."""
+        if carry.halt_at_S is not None:
+            wanted = random_target(carry.halt_at_S.to(halt_SL.device), carry.step)
+            return F.binary_cross_entropy_with_logits(halt_SL, wanted)
+        return self.recipe.loss(halt_SL, output, batch.target_N, held_out_N, batch.lattice)

@@ -1,0 +1,183 @@
+"""How a backbone is iterated. A recursion knows no head and no loss.
+
+Each class has ``start`` (the state before the first outer step) and ``step`` (one outer step). A state is a tuple of
+tensors over tokens: the answer y first, the latent last; it is empty before the first step of a one-state recursion,
+which then begins with the embedding x and so passes gradient to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from strecur.nn.layers import TRUNCATED_STD, truncated_normal_
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from strecur.nn.lattice import Lattice
+
+State = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class TRMConfig:
+    """How often the states are updated, and the options of Equilibrium Reasoners (paper 003).
+
+    Attributes
+    ----------
+    n_latent
+        Updates of the latent z before each update of the answer y: one block.
+    n_deep
+        Blocks per outer step, of which the last has gradient.
+    n_steps
+        Outer steps in training.
+    sigma
+        Standard deviation of random starts of y and z, drawn for every token and channel; ``None``: the fixed starts of
+        TRM.
+    damping
+        Share λ of the old state that every update keeps.
+    noise
+        Standard deviation β of the noise that every update adds in training.
+    """
+
+    n_latent: int = 3
+    n_deep: int = 1
+    n_steps: int = 2
+    sigma: tuple[float, float] | None = None
+    damping: float = 0.0
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class UniversalConfig:
+    """Calls of the backbone per outer step, and outer steps in training."""
+
+    n_repeats: int = 8
+    n_steps: int = 1
+
+
+@dataclass(frozen=True)
+class FeedforwardConfig:
+    """One call of the backbone."""
+
+    n_steps: int = 1
+
+
+class Streams:
+    """One random stream per section, so that what is drawn depends neither on the batch nor on its order."""
+
+    def __init__(self, generators: Sequence[torch.Generator], *, noise: float = 0.0) -> None:
+        self.generators, self.noise = tuple(generators), noise
+
+    def normal(self, like_TD: Tensor, lattice: Lattice) -> Tensor:
+        """Draw a standard normal for every token and channel."""
+        n_context = (len(like_TD) - len(lattice.row_N)) // lattice.n_sections
+        width = like_TD.shape[1]
+        drawn = [
+            torch.randn(n_context + n_spots, width, generator=generator)
+            for n_spots, generator in zip(lattice.length_S, self.generators, strict=True)
+        ]
+        tokens = torch.cat([part[:n_context] for part in drawn] + [part[n_context:] for part in drawn])
+        return tokens.to(like_TD)
+
+    def start(self, like_TD: Tensor, lattice: Lattice, sigma: float) -> Tensor:
+        """Draw a start of standard deviation ``sigma``, clipped as the starts of TRM are (at 2.27 σ)."""
+        limit = 2 / TRUNCATED_STD
+        # the normal quantile of a uniform draw between Φ(-2) and Φ(2) is a truncated normal
+        share = torch.special.ndtr(self.normal(like_TD, lattice)) * (1 - 2 * TAIL) + TAIL
+        return sigma * (torch.special.ndtri(share) / TRUNCATED_STD).clamp(-limit, limit)
+
+    def perturb(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
+        """Add the noise of one update."""
+        return h_TD + self.noise * self.normal(h_TD, lattice) if self.noise else h_TD
+
+
+TAIL = 0.022750131948179209  # Φ(-2)
+
+
+class TRM(nn.Module):
+    """Two states, one shared network (papers 000, 003 and 004).
+
+    A block is ``n_latent`` updates z ← net(y + z + x), then one y ← net(y + z). An outer step is ``n_deep`` blocks,
+    of which only the last carries gradient. Only the product of outer steps and ``n_deep`` matters for the result.
+    With damping λ and noise β an update is λ·old + (1 - λ)·net(…) + β·ε instead.
+    """
+
+    def __init__(self, backbone: nn.Module, config: TRMConfig) -> None:
+        super().__init__()
+        self.backbone, self.n_latent, self.n_deep = backbone, config.n_latent, config.n_deep
+        self.sigma, self.damping, self.noise = config.sigma, config.damping, config.noise
+        self.register_buffer("y_init", truncated_normal_(torch.empty(backbone.width), 1.0))
+        self.register_buffer("z_init", truncated_normal_(torch.empty(backbone.width), 1.0))
+
+    @property
+    def is_random(self) -> bool:
+        """Whether training draws random starts or noise."""
+        return self.sigma is not None or self.noise > 0
+
+    def start(self, x_TD: Tensor) -> State:
+        """Return the fixed starts, which are the same for all tokens."""
+        return self.y_init.to(x_TD.dtype).expand_as(x_TD), self.z_init.to(x_TD.dtype).expand_as(x_TD)
+
+    def random_start(self, x_TD: Tensor, lattice: Lattice, streams: Streams) -> State:
+        """Draw starts for every token and channel, of standard deviation 1 for a plain TRM."""
+        return tuple(streams.start(x_TD, lattice, sigma) for sigma in self.sigma or (1.0, 1.0))
+
+    def step(self, state: State, x_TD: Tensor, lattice: Lattice, streams: Streams | None = None) -> State:
+        y_TD, z_TD = state
+        with torch.no_grad():
+            for _ in range(self.n_deep - 1):
+                y_TD, z_TD = self.block(y_TD, z_TD, x_TD, lattice, streams)
+        return self.block(y_TD, z_TD, x_TD, lattice, streams)
+
+    def block(
+        self, y_TD: Tensor, z_TD: Tensor, x_TD: Tensor, lattice: Lattice, streams: Streams | None = None
+    ) -> State:
+        for _ in range(self.n_latent):
+            z_TD = self.mix(z_TD, self.backbone(z_TD + (y_TD + x_TD), lattice), lattice, streams)
+        return self.mix(y_TD, self.backbone(y_TD + z_TD, lattice), lattice, streams), z_TD
+
+    def mix(self, old_TD: Tensor, new_TD: Tensor, lattice: Lattice, streams: Streams | None) -> Tensor:
+        """Keep a share of the old state and add noise; without either the new state is returned as it is."""
+        if self.damping:
+            new_TD = self.damping * old_TD + (1 - self.damping) * new_TD
+        return new_TD if streams is None else streams.perturb(new_TD, lattice)
+
+
+class Universal(nn.Module):
+    """One state, shared weights, ``n_repeats`` calls per outer step, gradient through all of them (Dehghani 2019)."""
+
+    is_random = False
+
+    def __init__(self, backbone: nn.Module, config: UniversalConfig) -> None:
+        super().__init__()
+        self.backbone, self.n_repeats = backbone, config.n_repeats
+
+    def start(self, x_TD: Tensor) -> State:
+        return ()
+
+    def step(self, state: State, x_TD: Tensor, lattice: Lattice, streams: Streams | None = None) -> State:
+        (h_TD,) = state or (x_TD,)
+        for _ in range(self.n_repeats):
+            h_TD = self.backbone(h_TD, lattice)
+        return (h_TD,)
+
+
+class Feedforward(nn.Module):
+    """The backbone once; further outer steps change nothing."""
+
+    is_random = False
+
+    def __init__(self, backbone: nn.Module, config: FeedforwardConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def start(self, x_TD: Tensor) -> State:
+        return ()
+
+    def step(self, state: State, x_TD: Tensor, lattice: Lattice, streams: Streams | None = None) -> State:
+        return (self.backbone(x_TD, lattice),)
