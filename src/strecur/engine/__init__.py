@@ -1,0 +1,10 @@
+"""Training and prediction loops on Lightning Fabric; they know neither AnnData nor biology."""
+
+from __future__ import annotations
+
+from strecur.engine.data import Augmentation, Section, collate
+from strecur.engine.fit import FitConfig, fit
+from strecur.engine.predict import Inference, Prediction, predict
+from strecur.engine.restarts import combine
+
+__all__ = ["Augmentation", "FitConfig", "Inference", "Prediction", "Section", "collate", "combine", "fit", "predict"]

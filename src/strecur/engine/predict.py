@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from strecur.engine.data import Section, collate, symmetries, view
+from strecur.nn import Carry, Lattice, Streams
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from lightning_fabric import Fabric
+
+    from strecur.nn import Batch, SpotNetwork
+
+MAX_BATCH_SPOTS = 32_768
+RESIDUAL_WINDOW = 3
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How a trained network is run.
+
+    Attributes
+    ----------
+    depth
+        Outer steps.
+    breadth
+        Independent restarts. With more than one, or a network trained so, each has random starts.
+    symmetric
+        Average over the views of the lattice that look alike.
+    halt_threshold
+        Stop a section when its halt probability exceeds this; ``None`` runs all steps.
+    min_steps
+        Outer steps before which no section stops.
+    noise
+        Standard deviation of the noise that every update adds (paper 003).
+    slots
+        Jobs that are advanced together; a job that stops makes room for a waiting one. It does not change results.
+    seed
+        Seed of random starts and noise, which also depend on the name of the section, the restart and the view.
+    keep_steps
+        Keep the output after every step, not just the last.
+    keep_latents
+        Keep the latent of this many spots, evenly spread over their order, after every step.
+    """
+
+    depth: int
+    breadth: int = 1
+    symmetric: bool = True
+    halt_threshold: float | None = None
+    min_steps: int = 2
+    noise: float = 0.0
+    slots: int = 1
+    seed: int = 0
+    keep_steps: bool = True
+    keep_latents: int = 0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one restart of a network says of one section.
+
+    Attributes
+    ----------
+    output_DN
+        Output after each outer step (or only the last), (depth, N, C or G) float32, averaged over the symmetric views.
+        A section that stopped keeps its answer.
+    latent_ND
+        Last latent, averaged over the views, float32.
+    halt_probability_D
+        Probability of halting after each outer step; NaN for a network without a halt head.
+    residual_D
+        Root mean square change of the states in each outer step (paper 003, per token and channel); NaN in the first
+        step of a recursion with one state, and after the section stopped.
+    n_steps
+        Outer steps that were run.
+    latents_DNE
+        Latent of the spots that were to be kept after each outer step, (depth, spots, width) float32, or ``None``.
+    """
+
+    output_DN: np.ndarray
+    latent_ND: np.ndarray
+    halt_probability_D: np.ndarray
+    residual_D: np.ndarray
+    n_steps: int
+    latents_DNE: np.ndarray | None = None
+
+    @property
+    def residual(self) -> float:
+        """Mean residual of the last three outer steps that were run."""
+        known = self.residual_D[: self.n_steps][-RESIDUAL_WINDOW:]
+        known = known[np.isfinite(known)]
+        return float(known.mean()) if len(known) else np.nan
+
+
+def predict(
+    network: SpotNetwork, sections: Sequence[Section], inference: Inference, *, fabric: Fabric, progress: bool = True
+) -> list[list[Prediction]]:
+    """Run a network on every section; return the restarts of each.
+
+    Parameters
+    ----------
+    network
+        Trained network.
+    sections
+        Sections to predict; their targets are not looked at.
+    inference
+        Depth, breadth and the like.
+    fabric
+        Device and precision.
+    progress
+        Show a progress bar over sections and restarts.
+    """
+    network = network.to(fabric.device).eval()
+    jobs = [Job(network, section, restart, inference) for section in sections for restart in range(inference.breadth)]
+    waiting, active = deque(jobs), []
+    batches = Batches(fabric.device)
+    with tqdm(total=len(jobs), disable=not progress or len(jobs) == 1, desc="predicting", unit="run") as bar:
+        while waiting or active:
+            while waiting and len(active) < inference.slots:
+                active.append(waiting.popleft())
+            advance(network, active, batches, fabric)
+            finished = [job for job in active if job.is_finished]
+            active = [job for job in active if not job.is_finished]
+            for job in finished:
+                job.finish()
+            bar.update(len(finished))
+    results = [job.result for job in jobs]
+    return [results[start : start + inference.breadth] for start in range(0, len(results), inference.breadth)]
+
+
+@dataclass
+class Part:
+    """One view of a section on its way: its random stream, and its state after each step."""
+
+    section: Section
+    generator: torch.Generator | None
+    carry: Carry | None = None
+
+
+@dataclass
+class Job:
+    """One restart of one section; all its views advance together, so that they stop together."""
+
+    network: SpotNetwork
+    section: Section
+    restart: int
+    inference: Inference
+    parts: list[Part] = field(init=False)
+    outputs: list[Tensor] = field(default_factory=list)
+    halts: list[Tensor] = field(default_factory=list)
+    residuals: list[Tensor] = field(default_factory=list)
+    latents: list[Tensor] = field(default_factory=list)
+    result: Prediction | None = None
+
+    def __post_init__(self) -> None:
+        section = replace(self.section, target_N=None)
+        chosen = symmetries(section.lattice.layout)[: None if self.inference.symmetric else 1]
+        self.parts = [Part(view(section, g), self.stream(i)) for i, g in enumerate(chosen)]
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the starts are drawn."""
+        sigma = getattr(self.network.recursion, "sigma", None)
+        return sigma is not None or self.inference.breadth > 1
+
+    @property
+    def is_finished(self) -> bool:
+        threshold, done = self.inference.halt_threshold, len(self.halts)
+        if done == self.inference.depth:
+            return True
+        return threshold is not None and done >= self.inference.min_steps and bool(self.halts[-1] > threshold)
+
+    def stream(self, i_view: int) -> torch.Generator | None:
+        """Random stream that depends on nothing but the seed, the section's name, the restart and the view."""
+        if not self.is_random and not self.inference.noise:
+            return None
+        key = f"{self.inference.seed}/{self.section.name}/{self.restart}/{i_view}"
+        return torch.Generator().manual_seed(zlib.crc32(key.encode()))
+
+    def record(self, outputs: list[Tensor], halts: list[Tensor], residuals: list[Tensor]) -> None:
+        """Average one step over the views."""
+        if not self.inference.keep_steps:
+            self.outputs.clear()
+        self.outputs.append(torch.stack(outputs).mean(dim=0).cpu())
+        self.halts.append(torch.stack(halts).mean())
+        self.residuals.append(torch.stack(residuals).mean())
+        if self.inference.keep_latents:
+            latent_ND = self.latent()
+            n_kept = min(self.inference.keep_latents, len(latent_ND))
+            self.latents.append(latent_ND[torch.linspace(0, len(latent_ND) - 1, n_kept).long()])
+
+    def latent(self) -> Tensor:
+        """Latent of every spot, averaged over the views."""
+        n_spots = len(self.section.lattice.row_N)
+        return torch.stack([part.carry.state[-1][-n_spots:].float() for part in self.parts]).mean(dim=0).cpu()
+
+    def finish(self) -> None:
+        """Turn the records into a result, and let go of the states."""
+        n_steps, depth = len(self.halts), self.inference.depth
+        outputs = self.outputs + self.outputs[-1:] * (depth - n_steps if self.inference.keep_steps else 0)
+        halts = self.halts + self.halts[-1:] * (depth - n_steps)
+        residuals = self.residuals + [torch.tensor(torch.nan)] * (depth - n_steps)
+        latents = self.latents + self.latents[-1:] * (depth - n_steps)
+        self.result = Prediction(
+            torch.stack(outputs).numpy(),
+            self.latent().numpy(),
+            torch.stack([h.cpu() for h in halts]).numpy(),
+            torch.stack([r.cpu() for r in residuals]).numpy(),
+            n_steps,
+            torch.stack(latents).numpy() if latents else None,
+        )
+        self.outputs, self.latents, self.parts = [], [], []
+
+
+class Batches:
+    """Makes the batch of some parts, and keeps the last one as long as the same parts come again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.kept = device, {}
+
+    def of(self, parts: Sequence[Part]) -> Batch:
+        key = tuple(map(id, parts))
+        if key not in self.kept:
+            self.kept = {key: collate([part.section for part in parts], self.device)}
+        return self.kept[key]
+
+
+@torch.inference_mode()
+def advance(network: SpotNetwork, jobs: Sequence[Job], batches: Batches, fabric: Fabric) -> None:
+    """Run one outer step of all jobs."""
+    steps: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {id(job): [] for job in jobs}
+    for chunk in in_chunks([(job, part) for job in jobs for part in job.parts]):
+        parts = [part for _, part in chunk]
+        batch = batches.of(parts)
+        with fabric.autocast():
+            before = join(network, batch, parts, random=chunk[0][0].is_random, noise=chunk[0][0].inference.noise)
+            output, halt_SL, after = network.step(batch, before)
+            output = network.head.predict(output)
+        halt_S = network.halt_probability(halt_SL, len(parts))
+        states, outputs = split(after, batch.lattice), batch.lattice.split(output)
+        for i, (job, part) in enumerate(chunk):
+            change = residual(part.carry, states[i])
+            part.carry = states[i]
+            steps[id(job)].append((outputs[i].float(), halt_S[i], change))
+    for job in jobs:
+        job.record(*map(list, zip(*steps[id(job)], strict=True)))
+
+
+def in_chunks(parts: Sequence[tuple[Job, Part]]) -> Iterator[list[tuple[Job, Part]]]:
+    """Group parts into batches of a limited number of spots."""
+    chunk, n_spots = [], 0
+    for job, part in parts:
+        n = len(part.section.lattice.row_N)
+        if chunk and n_spots + n > MAX_BATCH_SPOTS:
+            yield chunk
+            chunk, n_spots = [], 0
+        chunk.append((job, part))
+        n_spots += n
+    yield chunk
+
+
+def join(network: SpotNetwork, batch: Batch, parts: Sequence[Part], *, random: bool, noise: float) -> Carry:
+    """Put the states of parts together, those that begin with their start."""
+    streams = None
+    if parts[0].generator is not None:
+        streams = Streams([part.generator for part in parts], noise=noise)
+    fresh = [i for i, part in enumerate(parts) if part.carry is None]
+    if len(fresh) == len(parts):
+        started = network.start(batch, streams, random=random)
+        for part, carry in zip(parts, split(started, batch.lattice), strict=True):
+            part.carry = carry
+        return started
+    for i in fresh:
+        own = collate([parts[i].section], batch.features_NF.device)
+        own_streams = None if streams is None else Streams([parts[i].generator], noise=noise)
+        (parts[i].carry,) = split(network.start(own, own_streams, random=random), own.lattice)
+    n_context = len(network.context)
+    states = [
+        torch.cat([piece[:n_context] for piece in pieces] + [piece[n_context:] for piece in pieces])
+        for pieces in zip(*(part.carry.state for part in parts), strict=True)
+    ]
+    return Carry(tuple(states), streams=streams)
+
+
+def split(carry: Carry, lattice: Lattice) -> list[Carry]:
+    """Cut the states into those of each section, its context tokens first."""
+    parts: list[list[Tensor]] = [[] for _ in lattice.length_S]
+    for tokens_TD in carry.state:
+        n_tokens = len(tokens_TD) - len(lattice.row_N)
+        context = tokens_TD[:n_tokens].view(lattice.n_sections, -1, tokens_TD.shape[1])
+        for i, spots in enumerate(lattice.split(tokens_TD[n_tokens:])):
+            parts[i].append(torch.cat([context[i], spots]))
+    return [Carry(tuple(pieces)) for pieces in parts]
+
+
+def residual(before: Carry, after: Carry) -> Tensor:
+    """Root mean square change of the states in one outer step."""
+    if len(before.state) != len(after.state):
+        return torch.tensor(torch.nan)
+    changes = [(b.float() - a.float()).square().mean() for a, b in zip(before.state, after.state, strict=True)]
+    return torch.stack(changes).mean().sqrt()
