@@ -345,8 +345,9 @@ def test_shapes_that_cannot_work_are_refused():
         published(decoder_depths=(1, 1, 1))
 
 
-def test_two_spots_on_one_site_are_refused():
-    twice = Lattice(torch.tensor([0, 3, 3]), torch.tensor([1, 2, 2]), (3,), "square")
-    with pytest.raises(ValueError, match="same row and column"):
-        twice.windows(6, 0)
-    assert Lattice(twice.row_N, twice.col_N, (2, 1), "square").windows(6, 0).occupied_WK.sum() == 3
+@pytest.mark.parametrize(("layout", "col"), [("square", 2), ("hex", 3)])
+def test_two_spots_in_one_cell_are_refused(layout, col):
+    row_N, col_N = torch.tensor([0, 3, 3]), torch.tensor([1, 2, col])
+    with pytest.raises(ValueError, match="share a cell"):
+        Lattice(row_N, col_N, (3,), layout).windows(6, 0)
+    assert Lattice(row_N, col_N, (2, 1), layout).windows(6, 0).occupied_WK.sum() == 3

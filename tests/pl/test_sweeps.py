@@ -257,12 +257,12 @@ def test_a_model_that_cannot_halt_has_no_halt_steps(many):
 
 
 def test_given_axes_and_nothing_else_changes(swept, explored, judged, many):
-    _, axes = plt.subplots(1, 4)
+    _, axes = plt.subplots(1, 11)
     before = judged.obs.copy(), set(judged.uns), set(many.uns)
     assert list(pl.recursion_sweep(swept, ax=axes[:3])) == list(axes[:3])
-    assert list(pl.landscape(explored, library_id="a", ax=axes)) == list(axes)
-    assert list(pl.reliability(judged, truth="layer", ax=axes[:2])) == list(axes[:2])
-    assert list(pl.halt_summary(many, color="patient", ax=axes[2:])) == list(axes[2:])
+    assert list(pl.landscape(explored, library_id="a", ax=axes[3:7])) == list(axes[3:7])
+    assert list(pl.reliability(judged, truth="layer", ax=axes[7:9])) == list(axes[7:9])
+    assert list(pl.halt_summary(many, color="patient", ax=axes[9:])) == list(axes[9:])
     assert len(plt.get_fignums()) == 1
     pd.testing.assert_frame_equal(judged.obs, before[0])
     assert (set(judged.uns), set(many.uns)) == before[1:]

@@ -23,6 +23,7 @@ from strecur.metrics._expression import (
     rvd,
     rvd_std,
 )
+from strecur.metrics._restarts import path_dependence
 from strecur.metrics._structure import gene_structure, lattice_graph, moran_structure
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "moment_dispersion",
     "moran_structure",
     "negative_binomial_log_likelihood",
+    "path_dependence",
     "pcc_per_gene",
     "pcc_top",
     "pooled_scores",

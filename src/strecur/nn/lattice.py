@@ -124,7 +124,8 @@ class Lattice:
         spot_WK = any_spot_W.repeat_interleave(size**2).index_copy(0, site_N, spot_N)
         occupied_WK = torch.zeros_like(spot_WK, dtype=torch.bool).index_fill(0, site_N, value=True)
         if occupied_WK.sum() < len(site_N):
-            msg = "several spots of a section have the same row and column; give every spot a site of its own"
+            cell = "(row, column // 2)" if self.layout == "hex" else "(row, column)"
+            msg = f"several spots of a section share a cell {cell}; strecur.pp.to_grid gives every spot its own"
             raise ValueError(msg)
         keys_W = (key_N[any_spot_W] for key_N in key_3N)
         return Windows(site_N, *keys_W, occupied_WK.view(-1, size**2), spot_WK.view(-1, size**2))

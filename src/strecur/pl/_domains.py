@@ -44,7 +44,7 @@ def domains(
     Parameters
     ----------
     adata
-        Annotated spots, or a SpatialData object.
+        Spots of one or several sections.
     key
         Column of ``obs`` with the domains: ``key_added`` of :func:`strecur.tl.trm_domains`, or any other labels.
     truth
@@ -66,7 +66,7 @@ def domains(
     show
         ``True`` shows the figure and returns nothing.
     table_key
-        Table of a SpatialData object; not needed if there is only one.
+        Table to use if ``adata`` is a SpatialData with several.
 
     Returns
     -------

@@ -109,7 +109,7 @@ def gene_scores(
     Parameters
     ----------
     adata
-        Annotated spots, or a SpatialData object. It holds the results of ``strecur.tl.predict_expression``.
+        Spots of one or several sections. They hold the results of ``strecur.tl.predict_expression``.
     key
         The ``key_added`` of that call. ``obsm[key]`` and ``uns[key]`` are drawn.
     genes
@@ -131,7 +131,7 @@ def gene_scores(
     show
         ``True`` shows the figure and returns nothing.
     table_key
-        Table of a SpatialData object; not needed if there is only one.
+        Table to use if ``adata`` is a SpatialData with several.
 
     Returns
     -------

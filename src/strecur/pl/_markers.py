@@ -70,7 +70,7 @@ def marker_panel(
     Parameters
     ----------
     adata
-        Annotated spots, or a SpatialData object. It holds the results of ``strecur.tl.predict_expression``.
+        Spots of one or several sections. They hold the results of ``strecur.tl.predict_expression``.
     genes
         Genes to draw, or a dictionary of them by biological axis, such as ``{"proliferation": ["MKI67", "TOP2A"]}``;
         every axis starts a row and is named left of it.
@@ -95,7 +95,7 @@ def marker_panel(
     show
         ``True`` shows the figure and returns nothing.
     table_key
-        Table of a SpatialData object; not needed if there is only one.
+        Table to use if ``adata`` is a SpatialData with several.
 
     Returns
     -------

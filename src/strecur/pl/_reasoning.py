@@ -56,7 +56,7 @@ def refinement(
     Parameters
     ----------
     adata
-        Annotated spots, or a SpatialData object. It holds the results of :func:`strecur.tl.trm_domains`.
+        Spots of one or several sections. They hold the results of :func:`strecur.tl.trm_domains`.
     key
         The ``key_added`` of that call. ``obsm[f"{key}_steps"]`` is drawn.
     library_key
@@ -74,7 +74,7 @@ def refinement(
     show
         ``True`` shows the figure and returns nothing.
     table_key
-        Table of a SpatialData object; not needed if there is only one.
+        Table to use if ``adata`` is a SpatialData with several.
 
     Returns
     -------
@@ -166,7 +166,7 @@ def halt_steps(
     Parameters
     ----------
     adata
-        Annotated spots, or a SpatialData object. It holds the results of :func:`strecur.tl.trm_domains`.
+        Spots of one or several sections. They hold the results of :func:`strecur.tl.trm_domains`.
     key
         The ``key_added`` of that call. ``obs[f"{key}_settling_step"]`` and ``uns[key]["sections"]`` are drawn.
     library_key
@@ -183,7 +183,7 @@ def halt_steps(
     show
         ``True`` shows the figure and returns nothing.
     table_key
-        Table of a SpatialData object; not needed if there is only one.
+        Table to use if ``adata`` is a SpatialData with several.
 
     Returns
     -------
@@ -291,7 +291,7 @@ def confidence(
     Parameters
     ----------
     adata
-        Annotated spots, or a SpatialData object. It holds the results of :func:`strecur.tl.trm_domains`.
+        Spots of one or several sections. They hold the results of :func:`strecur.tl.trm_domains`.
     key
         The ``key_added`` of that call. ``obs[f"{key}_confidence"]`` is drawn, on a scale from 0 to 1.
     truth
@@ -310,7 +310,7 @@ def confidence(
     show
         ``True`` shows the figure and returns nothing.
     table_key
-        Table of a SpatialData object; not needed if there is only one.
+        Table to use if ``adata`` is a SpatialData with several.
 
     Returns
     -------

@@ -252,7 +252,7 @@ def convergence(
     Parameters
     ----------
     adata
-        Annotated spots, or a SpatialData object. It holds the results of :func:`strecur.tl.trm_domains`.
+        Spots of one or several sections. They hold the results of :func:`strecur.tl.trm_domains`.
     key
         The ``key_added`` of that call. ``uns[key]["residuals"]`` is drawn.
     library_id
@@ -262,7 +262,7 @@ def convergence(
     show
         ``True`` shows the figure and returns nothing.
     table_key
-        Table of a SpatialData object; not needed if there is only one.
+        Table to use if ``adata`` is a SpatialData with several.
 
     Returns
     -------

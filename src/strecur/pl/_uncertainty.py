@@ -48,7 +48,7 @@ def reliability(
     Parameters
     ----------
     adata
-        Annotated spots, or a SpatialData object. It holds the results of :func:`strecur.tl.trm_domains`.
+        Spots of one or several sections. They hold the results of :func:`strecur.tl.trm_domains`.
     key
         The ``key_added`` of that call. ``obsm[f"{key}_proba"]`` is drawn, and ``obsm[f"{key}_set"]`` if it is there.
     truth
@@ -64,7 +64,7 @@ def reliability(
     show
         ``True`` shows the figure and returns nothing.
     table_key
-        Table of a SpatialData object; not needed if there is only one.
+        Table to use if ``adata`` is a SpatialData with several.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def halt_summary(
     Parameters
     ----------
     adata
-        Annotated spots, or a SpatialData object. It holds the results of :func:`strecur.tl.trm_domains`.
+        Spots of one or several sections. They hold the results of :func:`strecur.tl.trm_domains`.
     key
         The ``key_added`` of that call. ``uns[key]["sections"]`` is drawn.
     score
@@ -176,7 +176,7 @@ def halt_summary(
     show
         ``True`` shows the figure and returns nothing.
     table_key
-        Table of a SpatialData object; not needed if there is only one.
+        Table to use if ``adata`` is a SpatialData with several.
 
     Returns
     -------

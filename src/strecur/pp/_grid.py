@@ -77,7 +77,7 @@ def to_grid(
     copy
         Return a changed copy instead of changing ``adata``.
     table_key
-        Name of the table, for a SpatialData object with several.
+        Table to use if ``adata`` is a SpatialData with several.
 
     Returns
     -------

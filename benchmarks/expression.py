@@ -1,0 +1,141 @@
+"""Leave one section out: expression from H&E by linear models, retrieval, and networks with and without recursion.
+
+    python benchmarks/expression.py --data ../shared/data/her2st --sections C2 C3 C4 C5 --encoder efficientnet-lite0
+    python benchmarks/expression.py --data ../shared/data/mob --sections Rep8 Rep11 --patch-px 80
+    python benchmarks/expression.py --data ../shared/data/mob_st2k --sections MOB1 MOB2 MOB3 --test MOB3 --patch-px 36
+
+embeds the patches of ``images/<section>.jpg`` (once; they are kept in a folder), trains on all sections but one,
+predicts that one, and prints the scores. Everything, the gene panel too, is fitted on the training sections. What is
+in the table already is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+import strecur as st
+from strecur.models.linear import retrieve, smooth
+from strecur.pp._neighbourhood import physical_positions
+from strecur.tl._embedded import input_of, read_embedded
+
+METHODS = ("linear", "feedforward", "universal", "trm")
+SCORES = ["pcc_10", "pcc_50", "pcc_300", "pcc_300_depth_normalised", "mse", "rvd"]
+
+
+def read_sections(options: argparse.Namespace) -> ad.AnnData:
+    """Join the embedded sections on their common genes, and put them on their lattice."""
+    parts = {}
+    for name in options.sections:
+        cached = options.cache / f"{options.data.name}_{name}.h5ad"
+        if not cached.exists():
+            section = ad.read_h5ad(options.data / f"{name}.h5ad")
+            image = options.data / "images" / f"{name}.jpg"
+            st.pp.embed_patches(section, str(image), encoder=options.encoder, patch_px=options.patch_px, views=8)
+            options.cache.mkdir(parents=True, exist_ok=True)
+            section.write_h5ad(cached)
+        parts[name] = ad.read_h5ad(cached)
+        if (made_by := parts[name].uns["X_patch"]["encoder"]) != options.encoder:
+            raise SystemExit(f"{cached} was made by {made_by!r}; choose another --cache for {options.encoder!r}")
+    adata = ad.concat(parts, label="section", index_unique="-", join="inner", merge="same", uns_merge="first")
+    st.pp.to_grid(adata, library_key="section")
+    return adata
+
+
+def choose_panel(train: ad.AnnData, n_genes: int) -> list[str]:
+    """Choose the genes on the training sections; mitochondrial and ribosomal ones are told by their symbols."""
+    symbols = "symbol" if "symbol" in train.var else None
+    return st.pp.high_mean_high_variance_genes(train, n_genes, library_key="section", gene_symbols=symbols)
+
+
+def linear_methods(train: ad.AnnData, test: ad.AnnData, genes: list[str]) -> dict[str, np.ndarray]:
+    """Ridge on the components of single spots (plain and smoothed) and with neighbourhoods; retrieval on both."""
+    found = {}
+    for neighbours, ending in (((), ""), ((9, 25, 81), " + neighbours")):
+        model = st.tl.train_expression(
+            train, library_key="section", genes=genes, architecture="linear", neighbours=neighbours, progress=False
+        )
+        reference, query = (read_embedded(part, "X_patch", "section") for part in (train, test))
+        (*_, reference_NF, _), (*_, query_MF, _) = (input_of(model.features, part) for part in (reference, query))
+        found[f"ridge{ending}"] = model.baseline.predict(query_MF)
+        for k in (20, 50):
+            found[f"retrieval {k}{ending}"] = retrieve(reference_NF, model.measure(train), query_MF, k)
+        if not neighbours:
+            positions = physical_positions(query.grid.row, query.grid.col, query.grid.layout)
+            found["ridge + smoothing"] = smooth(found["ridge"], positions)
+    return found
+
+
+def run(train: ad.AnnData, test: ad.AnnData, method: str, seed: int, options: argparse.Namespace) -> list[dict]:
+    """Train and score one method on one fold."""
+    genes = choose_panel(train, options.genes)
+    truth = np.log2(test[:, genes].X.toarray() + 1)
+    start = time.perf_counter()
+    if method == "linear":
+        found = linear_methods(train, test, genes)
+    else:
+        model = st.tl.train_expression(
+            train, library_key="section", genes=genes, architecture=method, rng=seed, progress=False
+        )
+        st.tl.predict_expression(test, model, library_key="section", progress=False)
+        found = {method: test.obsm["trm_expression"]}
+    seconds = time.perf_counter() - start
+    rows = []
+    for name, predicted in found.items():
+        scores = st.metrics.expression_scores(truth, predicted)
+        rows.append({"method": name, "seed": seed, **{k: scores[k] for k in SCORES}, "seconds": seconds})
+    return rows
+
+
+def is_done(done: pd.DataFrame, wanted: dict[str, object]) -> bool:
+    """Whether the table holds this run; the linear methods stand under their own names."""
+    if done.empty:
+        return False
+    wanted = wanted | {"method": "ridge" if wanted["method"] == "linear" else wanted["method"]}
+    return bool((done[list(wanted)].astype(str) == pd.Series(wanted).astype(str)).all(axis=1).any())
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over sections and seeds."""
+    return table.groupby("method")[[*SCORES, "seconds"]].mean().sort_values("pcc_300").round(3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sections", nargs="+", required=True)
+    parser.add_argument("--test", nargs="+", help="sections to hold out; by default each in turn")
+    parser.add_argument("--encoder", default="efficientnet-lite0")
+    parser.add_argument("--patch-px", type=float, default=224)
+    parser.add_argument("--genes", type=int, default=300)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--cache", type=Path, default=Path("benchmarks/results/embedded"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/expression.csv"))
+    options = parser.parse_args()
+
+    adata = read_sections(options)
+    done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
+    for section in options.test or options.sections:
+        train = adata[adata.obs["section"] != section].copy()
+        test = adata[adata.obs["section"] == section].copy()
+        for seed in options.seeds:
+            for method in options.methods:
+                setting = {"data": options.data.name, "test": section, "encoder": options.encoder}
+                if is_done(done, setting | {"method": method, "seed": seed}):
+                    continue
+                rows = pd.DataFrame(run(train, test, method, seed, options)).assign(**setting)
+                done = pd.concat([done, rows], ignore_index=True)
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                done.to_csv(options.out, index=False)
+                print(rows[["test", "method", "seed", *SCORES]].round(3).to_string(index=False), flush=True)
+    print(summarise(done[done["data"] == options.data.name]).to_string())
+
+
+if __name__ == "__main__":
+    main()

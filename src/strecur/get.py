@@ -1,0 +1,62 @@
+"""Read results back as AnnData objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from strecur import _anndata
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+__all__ = ["expression"]
+
+CARRIED = ("spatial", "grid")
+
+
+def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, table_key: str | None = None) -> AnnData:
+    """Return predicted expression as an AnnData of its own, so that every scanpy and squidpy plot works.
+
+    Parameters
+    ----------
+    adata
+        Spots of one or several sections. They hold the results of :func:`strecur.tl.predict_expression`.
+    key
+        The ``key_added`` of that call; ``f"{key}_linear"`` for the linear baseline.
+    table_key
+        Table to use if ``adata`` is a SpatialData with several.
+
+    Returns
+    -------
+    AnnData of the same spots and the predicted genes: ``X`` holds the predictions (float32, on the scale of the
+    training target; NaN for spots that were not predicted), ``var`` the reliability of every gene. ``obs``,
+    ``obsm["spatial"]``, ``obsm["grid"]`` and their entries in ``uns`` come along, and the colours of the categories.
+
+    Raises
+    ------
+    KeyError
+        If there are no such results; the message lists what there is.
+    """
+    from anndata import AnnData
+
+    table = _anndata.open_table(adata, table_key=table_key, read_only=True)
+    hint = "Run strecur.tl.predict_expression(adata, model, key_added=...) first."
+    _anndata.require(table.obsm, key, where="obsm", hint=hint)
+    described = key if key in table.uns else key.removesuffix("_linear")
+    _anndata.require(table.uns, described, where="uns", hint=hint)
+    record = table.uns[described]
+    _anndata.require(record, "var_names", where=f"uns[{described!r}]", hint=hint)
+    genes = pd.Index(map(str, record["var_names"]))
+    reliability = record.get("reliability", pd.DataFrame(index=genes))
+    carried = [name for name in (*CARRIED, *(f"{column}_colors" for column in table.obs)) if name in table.uns]
+    return AnnData(
+        np.array(table.obsm[key], dtype=np.float32),
+        obs=table.obs.copy(),
+        var=reliability.reindex(genes),
+        obsm={name: np.array(table.obsm[name]) for name in CARRIED if name in table.obsm},
+        uns={name: table.uns[name] for name in carried} | {"target": str(record.get("target", "log2"))},
+    )

@@ -1,0 +1,136 @@
+"""Scores of predicted counts, where others look at their logarithm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import stats
+from sklearn.metrics import precision_score, recall_score
+
+from strecur.metrics._arrays import correlation, pair
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+# Up to here a negative binomial is the Poisson distribution, up to rounding.
+NO_DISPERSION = 1e-8
+
+
+def negative_binomial_log_likelihood(
+    counts: ArrayLike, predicted: ArrayLike, *, dispersion: ArrayLike | None = None, min_mean: float = 0.01
+) -> np.ndarray:
+    """Log-likelihood of the counts if the predictions are means of negative binomials, for every gene.
+
+    The variance of a gene is mean + dispersion · mean²; a dispersion of 0 is a Poisson distribution.
+
+    Parameters
+    ----------
+    counts
+        Measured counts, spots × genes: array, sparse matrix or DataFrame.
+    predicted
+        Predicted counts of the same shape, whole or not.
+    dispersion
+        Dispersion per gene, best from :func:`strecur.metrics.moment_dispersion` of the training spots. ``None`` takes
+        that of ``counts``.
+    min_mean
+        Predictions below are raised to it: after a prediction of exactly 0 any count would be impossible. It decides
+        what whole-numbered predictions get for their zeros, so compare models at one value only.
+
+    Returns
+    -------
+    Natural log-likelihood per gene, mean over spots, float64; higher is better. NaN if no spot is left.
+
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or the counts are not whole numbers from 0 on.
+
+    Notes
+    -----
+    One of the additional scores of GenAR (paper 002).
+    """
+    counts, predicted = _counts_and_prediction(counts, predicted)
+    dispersion = moment_dispersion(counts) if dispersion is None else np.asarray(dispersion, dtype=np.float64)
+    if not len(counts):
+        return np.full(counts.shape[1], np.nan)
+    mean = np.maximum(predicted, min_mean)
+    size = 1 / np.maximum(dispersion, NO_DISPERSION)
+    negative_binomial = stats.nbinom.logpmf(counts, size, size / (size + mean))
+    poisson = stats.poisson.logpmf(counts, mean)
+    return np.where(dispersion > NO_DISPERSION, negative_binomial, poisson).mean(axis=0)
+
+
+def moment_dispersion(counts: ArrayLike) -> np.ndarray:
+    """Estimate the dispersion of every gene from its mean and variance over the spots.
+
+    Parameters
+    ----------
+    counts
+        Measured counts, spots × genes.
+
+    Returns
+    -------
+    (variance − mean) / mean² per gene (sample variance), 0 where the variance is below the mean, and 0 for a gene
+    without counts.
+    """
+    counts, _, _ = pair(counts, counts)
+    if len(counts) < 2:
+        return np.zeros(counts.shape[1])
+    mean, variance = counts.mean(axis=0), counts.var(axis=0, ddof=1)
+    return np.maximum(np.divide(variance - mean, mean**2, out=np.zeros_like(mean), where=mean > 0), 0)
+
+
+def zero_scores(counts: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
+    """Score how well zeros are told from other counts, over all spots and genes at once.
+
+    Parameters
+    ----------
+    counts
+        Measured counts, spots × genes.
+    predicted
+        Predicted counts of the same shape; below 0.5 counts as a predicted zero.
+
+    Returns
+    -------
+    Dictionary of
+
+    - ``zero_precision``: share of predicted zeros that are zeros; NaN if none is predicted.
+    - ``zero_recall``: share of zeros that are predicted; NaN if there is none.
+    """
+    counts, predicted = _counts_and_prediction(counts, predicted)
+    true, pred = (counts == 0).ravel(), (predicted < 0.5).ravel()
+    return {
+        "zero_precision": float(precision_score(true, pred, zero_division=np.nan)) if len(true) else np.nan,
+        "zero_recall": float(recall_score(true, pred, zero_division=np.nan)) if len(true) else np.nan,
+    }
+
+
+def library_size_correlation(counts: ArrayLike, predicted: ArrayLike) -> float:
+    """Correlate the measured and the predicted totals of the spots.
+
+    A model whose correlation is high only because it knows the depth of each spot shows it here; compare with scores
+    of :func:`strecur.metrics.depth_normalised` values.
+
+    Parameters
+    ----------
+    counts
+        Measured counts, spots × genes.
+    predicted
+        Predicted counts of the same shape.
+
+    Returns
+    -------
+    Pearson correlation of the row sums, NaN if one side is constant.
+    """
+    counts, predicted = _counts_and_prediction(counts, predicted)
+    return float(correlation(counts.sum(axis=1, keepdims=True), predicted.sum(axis=1, keepdims=True))[0])
+
+
+def _counts_and_prediction(counts: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return both for the spots that neither misses; raise unless the first are counts."""
+    counts, predicted, _ = pair(counts, predicted)
+    if (counts < 0).any() or (counts != np.floor(counts)).any():
+        msg = "counts must be whole numbers from 0 on; bring log2(counts + 1) back with 2**values - 1 and round"
+        raise ValueError(msg)
+    return counts, predicted

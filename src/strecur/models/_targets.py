@@ -1,0 +1,96 @@
+"""What a model of expression learns to predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from strecur._anndata import find_genes, read_matrix, require_counts
+from strecur.pp._expression import size_factors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+TARGETS = ("log2", "log2_normalised")
+
+
+@dataclass(frozen=True)
+class ExpressionTarget:
+    """From counts to the scale that is predicted.
+
+    Attributes
+    ----------
+    genes
+        Genes, by name.
+    scale
+        ``"log2"``: log2(counts + 1); ``"log2_normalised"``: the same of counts that are divided by the library size of
+        their spot and multiplied by ``median_size``.
+    median_size
+        Median library size of the training spots; ``None`` for ``"log2"``.
+    size_factor_key
+        ``obs`` column of library sizes; ``None``: the sum over all genes of the object.
+    layer
+        Layer of the counts; ``None`` is ``X``.
+    """
+
+    genes: list[str]
+    scale: str
+    median_size: float | None
+    size_factor_key: str | None
+    layer: str | None
+
+    def measure(self, adata: AnnData) -> np.ndarray:
+        """Values of every spot, spots × genes float32; NaN for genes that the object lacks and spots without size."""
+        selection, _ = find_genes(adata, self.genes)
+        counts = read_counts(adata, self.layer)
+        values = (counts @ selection).toarray()
+        if self.median_size is not None:
+            sizes = library_sizes(adata, counts, self.size_factor_key)
+            values *= (self.median_size / sizes).astype(np.float32)[:, None]
+        values = np.log2(values + 1, dtype=np.float32)
+        values[:, selection.getnnz(axis=0) == 0] = np.nan
+        return values
+
+
+def fit_target(
+    adata: AnnData, genes: Sequence[str], scale: str, *, size_factor_key: str | None, layer: str | None
+) -> ExpressionTarget:
+    """Fit the scale on training spots, which is all that ``adata`` holds."""
+    if scale not in TARGETS:
+        msg = f"target={scale!r}; choose one of {list(TARGETS)}"
+        raise ValueError(msg)
+    if scale == "log2":
+        if size_factor_key is not None:
+            msg = "size_factor_key is for target='log2_normalised'; 'log2' takes the counts as they are"
+            raise ValueError(msg)
+        return ExpressionTarget(list(genes), scale, None, None, layer)
+    sizes = library_sizes(adata, read_counts(adata, layer), size_factor_key)
+    return ExpressionTarget(list(genes), scale, float(np.nanmedian(sizes)), size_factor_key, layer)
+
+
+def read_counts(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
+    """Read raw counts, spots × genes float32."""
+    counts = read_matrix(adata, layer)
+    require_counts(counts)
+    return sparse.csr_matrix(counts, dtype=np.float32)
+
+
+def counted_spots(counts: sparse.csr_matrix) -> np.ndarray:
+    """Which spots have any count."""
+    return np.asarray(counts.sum(axis=1)).ravel() > 0
+
+
+def library_sizes(adata: AnnData, counts: sparse.csr_matrix, size_factor_key: str | None) -> np.ndarray:
+    """Library size of every spot, NaN without any count."""
+    counted = counted_spots(counts)
+    sizes = np.full(adata.n_obs, np.nan)
+    if size_factor_key is None:
+        sizes[counted] = np.asarray(counts.sum(axis=1)).ravel()[counted]
+    else:
+        sizes[counted] = size_factors(adata[counted], size_factor_key)
+    return sizes

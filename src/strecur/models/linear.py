@@ -1,0 +1,135 @@
+"""Linear models on the same features as the networks: the bar that is shown beside every result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from strecur.pp._neighbourhood import neighbourhood_means
+
+MAX_FOLDS = 5
+PENALTIES = (10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4)
+
+
+@dataclass(frozen=True)
+class LinearDomains:
+    """Multinomial logistic regression.
+
+    Attributes
+    ----------
+    weight_FC
+        Weights, features × domains.
+    bias_C
+        Intercepts.
+    """
+
+    weight_FC: np.ndarray
+    bias_C: np.ndarray
+
+    def predict_proba(self, features_NF: np.ndarray) -> np.ndarray:
+        """Probabilities of the domains, spots × domains, float32."""
+        from scipy.special import softmax
+
+        return softmax(features_NF @ self.weight_FC + self.bias_C, axis=1).astype(np.float32)
+
+
+def fit_linear_domains(features_NF: np.ndarray, target_N: np.ndarray, n_domains: int) -> LinearDomains:
+    """Fit on the labelled spots (target ≥ 0), every one of the ``n_domains`` being present."""
+    from sklearn.linear_model import LogisticRegression
+
+    labelled = target_N >= 0
+    model = LogisticRegression(C=PENALTY, max_iter=500).fit(features_NF[labelled], target_N[labelled])
+    weight, bias = model.coef_, model.intercept_
+    if n_domains == 2:
+        weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return LinearDomains(weight.T.astype(np.float32), bias.astype(np.float32))
+
+
+PENALTY = 0.1
+
+
+@dataclass(frozen=True)
+class LinearExpression:
+    """Ridge regression of every gene.
+
+    Attributes
+    ----------
+    weight_FG
+        Weights, features × genes.
+    bias_G
+        Intercepts.
+    """
+
+    weight_FG: np.ndarray
+    bias_G: np.ndarray
+
+    def predict(self, features_NF: np.ndarray) -> np.ndarray:
+        """Expression on the scale of the training target, spots × genes, float32."""
+        return (features_NF @ self.weight_FG + self.bias_G).astype(np.float32)
+
+
+def fit_linear_expression(
+    features_NF: np.ndarray, target_NG: np.ndarray, groups_N: np.ndarray
+) -> tuple[LinearExpression, np.ndarray]:
+    """Fit on spots with target, with the penalty that predicts groups best which were held out.
+
+    Parameters
+    ----------
+    features_NF
+        Spots × features.
+    target_NG
+        Spots × genes.
+    groups_N
+        Section of every spot. At least two; more than five are held out several at a time.
+
+    Returns
+    -------
+    The model of all spots, and predictions of every spot by a model that saw no spot of its group (spots × genes,
+    float32).
+    """
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+
+    folds = GroupKFold(min(MAX_FOLDS, len(np.unique(groups_N))))
+    best_error, penalty, held_out_NG = np.inf, None, None
+    for candidate in PENALTIES:
+        predicted_NG = cross_val_predict(Ridge(candidate), features_NF, target_NG, groups=groups_N, cv=folds)
+        error = np.square(predicted_NG - target_NG).mean()
+        if error < best_error:
+            best_error, penalty, held_out_NG = error, candidate, predicted_NG
+    fitted = Ridge(penalty).fit(features_NF, target_NG)
+    model = LinearExpression(fitted.coef_.T.astype(np.float32), fitted.intercept_.astype(np.float32))
+    return model, held_out_NG.astype(np.float32)
+
+
+def smooth(predicted_NG: np.ndarray, positions_N2: np.ndarray, n_neighbors: int = 9) -> np.ndarray:
+    """Mean of a prediction over the nearest spots of one section, the spot itself included."""
+    return neighbourhood_means(predicted_NG, positions_N2, (n_neighbors,))
+
+
+def retrieve(
+    reference_NF: np.ndarray, target_NG: np.ndarray, features_MF: np.ndarray, n_neighbors: int = 50
+) -> np.ndarray:
+    """Mean expression of the reference spots whose features point the most similar way (retrieval of BLEEP).
+
+    Parameters
+    ----------
+    reference_NF
+        Features of the reference spots.
+    target_NG
+        Their expression.
+    features_MF
+        Features of the spots to predict.
+    n_neighbors
+        Number of reference spots to average over.
+
+    Returns
+    -------
+    Spots to predict × genes, float32.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    index = NearestNeighbors(n_neighbors=min(n_neighbors, len(reference_NF)), metric="cosine").fit(reference_NF)
+    found_MK = index.kneighbors(features_MF, return_distance=False)
+    return np.stack([target_NG[found_K].mean(axis=0) for found_K in found_MK]).astype(np.float32)

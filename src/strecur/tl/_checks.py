@@ -1,0 +1,87 @@
+"""Arguments that both tasks share, checked before anything is computed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from strecur.models._network import to_json
+from strecur.nn import TRMConfig
+from strecur.nn.halting import RECIPES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from strecur._anndata import Sections
+    from strecur.models import DomainModel
+    from strecur.models._network import Architecture, Backbone
+
+MAX_DENSE_SPOTS = 20_000
+
+
+def check_halting(halting: str | None, task: str) -> None:
+    """Name the recipes that fit the task."""
+    fitting = [name for name, recipe in RECIPES.items() if recipe.task in (task, "any")]
+    if halting is not None and halting not in fitting:
+        msg = f"halting={halting!r} does not fit {task}; choose one of {fitting}, or None"
+        raise ValueError(msg)
+
+
+def check_inference(
+    architecture: Architecture,
+    halting: str | None,
+    *,
+    depth: int | None,
+    breadth: int,
+    noise: float,
+    halt_threshold: float | None,
+    stop_early: bool,
+) -> None:
+    """Refuse a depth or breadth below one, a threshold that is no probability, and what the model cannot do."""
+    for name, value in (("depth", 1 if depth is None else depth), ("breadth", breadth)):
+        if value < 1:
+            msg = f"{name}={value}: at least one is needed"
+            raise ValueError(msg)
+    if noise < 0:
+        msg = f"noise={noise} must not be negative"
+        raise ValueError(msg)
+    if halt_threshold is not None and not 0 < halt_threshold < 1:
+        msg = f"halt_threshold={halt_threshold} must lie between 0 and 1"
+        raise ValueError(msg)
+    if stop_early and halting is None:
+        msg = "the model was trained without halting and cannot stop early; train it with halting=... or give a depth"
+        raise ValueError(msg)
+    if (breadth > 1 or noise) and not isinstance(architecture, TRMConfig):
+        msg = "breadth > 1 and noise are for recursions with two states; train with architecture='trm'"
+        raise ValueError(msg)
+
+
+def check_calibration(model: DomainModel, *, coverage: float | None, abstain: float) -> None:
+    """Refuse shares that are none, and label sets of a model that was not calibrated."""
+    if coverage is not None and not 0 < coverage < 1:
+        msg = f"coverage={coverage} must lie between 0 and 1"
+        raise ValueError(msg)
+    if coverage is not None and model.conformal_scores is None:
+        msg = "coverage needs a calibrated model; run strecur.tl.calibrate(adata, model, label_key) first"
+        raise ValueError(msg)
+    if not 0 <= abstain < 1:
+        msg = f"abstain={abstain} must be at least 0 and below 1"
+        raise ValueError(msg)
+
+
+def check_selection(selection: str, allowed: Sequence[str]) -> None:
+    """Refuse an unknown way to choose among restarts."""
+    if selection not in allowed:
+        msg = f"selection={selection!r}; choose one of {list(allowed)}"
+        raise ValueError(msg)
+
+
+def check_dense_size(backbone: Backbone, sections: Sections, names: Sequence[str]) -> None:
+    """Refuse sections on which attention between all pairs of spots would not end."""
+    sizes = {name: len(sections.rows(name)) for name in names}
+    largest = max(sizes, key=sizes.get)
+    if to_json(backbone)["name"] == "dense" and sizes[largest] > MAX_DENSE_SPOTS:
+        msg = (
+            f"section {largest!r} has {sizes[largest]:,} spots; the dense backbone is for at most {MAX_DENSE_SPOTS:,}. "
+            "Train with backbone='windowed', whose cost grows linearly."
+        )
+        raise ValueError(msg)

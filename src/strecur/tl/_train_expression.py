@@ -1,0 +1,363 @@
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from strecur import metrics
+from strecur._anndata import find_genes, open_table
+from strecur._settings import settings
+from strecur.engine import Augmentation, FitConfig, Inference, fit, predict
+from strecur.engine.fit import make_fabric
+from strecur.models import ExpressionModel
+from strecur.models._features import fit_image_features
+from strecur.models._network import Architecture, Backbone, build_network, resolve_architecture, resolve_backbone
+from strecur.models._targets import counted_spots, fit_target, read_counts
+from strecur.models.linear import fit_linear_expression
+from strecur.nn import ExpressionHead, FeedforwardConfig
+from strecur.pp import high_mean_high_variance_genes
+from strecur.tl._checks import check_dense_size, check_halting
+from strecur.tl._embedded import Embedded, input_of, read_embedded
+from strecur.tl._sections import choose_validation, count_epochs, make_sections
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from anndata import AnnData
+    from lightning_fabric import Fabric
+    from spatialdata import SpatialData
+
+    from strecur.engine import Section
+    from strecur.nn import SpotNetwork
+
+logger = logging.getLogger("strecur")
+
+MIN_SPOTS = 2
+WEIGHT_DECAY, NOISE, DROP = 0.1, 0.3, 0.3
+
+# At the rate that suits a backbone run once, a recursion stays near the mean.
+RATE_ONCE, RATE_RECURSIVE = 1e-3, 5e-4
+
+
+def train_expression(
+    adata: AnnData | SpatialData,
+    *,
+    library_key: str | None = None,
+    use_rep: str = "X_patch",
+    genes: int | Sequence[str] = 300,
+    extra_genes: Sequence[str] = (),
+    target: Literal["log2", "log2_normalised"] = "log2",
+    layer: str | None = None,
+    size_factor_key: str | None = None,
+    architecture: Literal["trm", "universal", "feedforward", "linear"] | Architecture = "trm",
+    backbone: Literal["windowed", "dense"] | Backbone = "windowed",
+    n_components: int = 100,
+    standardise: bool = True,
+    neighbours: Sequence[int] = (9, 25, 81),
+    halting: Literal["pcc", "rvd", "mse", "gene_pcc", "random_k"] | None = None,
+    validation: Literal["auto"] | str | Sequence[str] | None = "auto",
+    max_epochs: int | None = None,
+    max_minutes: float | None = None,
+    augmentation: Augmentation | None = None,
+    rng: int = 0,
+    accelerator: str | None = None,
+    devices: int = 1,
+    precision: str | None = None,
+    progress: bool | None = None,
+    table_key: str | None = None,
+) -> ExpressionModel:
+    """Learn to predict expression from histology, on sections where both were measured.
+
+    Everything is fitted on the training sections alone: genes, principal components of the embedding, the network and,
+    on the same features, a ridge regression that is shown beside every result. The object is not changed.
+
+    Parameters
+    ----------
+    adata
+        Spots of one or several sections. They need raw counts, ``obsm["grid"]`` from :func:`strecur.pp.to_grid` and
+        an embedding of their image patches from :func:`strecur.pp.embed_patches`. Spots whose embedding is NaN are
+        left out, and so are sections without any count.
+    library_key
+        Column of ``obs`` that tells sections apart.
+    use_rep
+        Embedding in ``obsm``. If ``obsm[f"{use_rep}_d4"]`` holds it for all turns and mirrorings of the patches
+        (``views=8``), sections are turned and mirrored with their patches, in training and in prediction.
+    genes
+        Genes to predict: names, or how many to choose by
+        :func:`~strecur.pp.high_mean_high_variance_genes` on the training sections.
+    extra_genes
+        Names that are added to those chosen.
+    target
+        Scale to predict: ``"log2"`` is log2(counts + 1), as in the paper, in which the depth of a spot dominates;
+        ``"log2_normalised"`` the same after dividing the counts by the library size of their spot, times the median
+        library size of the training spots.
+    layer
+        Layer of raw counts; ``X`` if not given.
+    size_factor_key
+        Column of ``obs`` with the library size of each spot, for ``"log2_normalised"``; not given: the sum over all
+        genes of the object.
+    architecture
+        How the network is iterated: a tiny recursive model, a universal transformer, or the backbone once;
+        ``"linear"`` for the ridge regression alone; or a configuration of :mod:`strecur.nn`.
+    backbone
+        What is iterated: attention within windows (cost linear in spots) or over whole sections (the paper);
+        or a configuration of :mod:`strecur.nn`.
+    n_components
+        Principal components of the embedding.
+    standardise
+        Centre and scale each section by itself, which removes section effects such as staining.
+    neighbours
+        Append the mean of the components over this many nearest spots; ``()`` for none.
+    halting
+        Recipe by which the network learns when to stop: by the correlation, the relative variance distance or the
+        squared error of spots held out at every step, the correlation gene by gene, or at random steps.
+    validation
+        Sections on which the best weights are chosen; ``"auto"`` takes one if there are at least four.
+    max_epochs
+        Passes over the training sections; not given: 100, or fewer for more than four sections.
+    max_minutes
+        Shorten the training to what fits; the result then depends on the speed of the machine.
+    augmentation
+        How training sections are varied; see :class:`strecur.engine.Augmentation`.
+    rng
+        Seed; the same seed gives the same model on the same CPU.
+    accelerator
+        Device family as in Lightning (``"cpu"``, ``"cuda"``, …); not given: ``settings.accelerator``.
+    devices
+        Number of devices; more than one needs ``torchrun``.
+    precision
+        Precision as in Lightning; not given: bf16 where the device is faster with it.
+    progress
+        Show a progress bar; not given: ``settings.progress``.
+    table_key
+        Table to use if ``adata`` is a SpatialData with several.
+
+    Returns
+    -------
+    The fitted :class:`~strecur.models.ExpressionModel`.
+
+    Raises
+    ------
+    KeyError
+        If a key or a gene does not exist; the message lists those that do.
+    ValueError
+        If there are no counts, or fewer than two spots with counts and embedding to train on.
+
+    Notes
+    -----
+    The recursion is that of the spatial Tiny Recursive Model (section 3): an optimizer step after every outer step,
+    with the state carried on without gradient. Spots without any count teach nothing, but are predicted.
+    """
+    is_linear = isinstance(architecture, str) and architecture == "linear"
+    architecture = None if is_linear else resolve_architecture(architecture)
+    check_halting(halting, "expression")
+    embedded = read_embedded(read_measured(adata, table_key), use_rep, library_key)
+    split = split_sections(embedded, layer, validation, rng)
+    part, sections, grid = embedded.table, embedded.sections, embedded.grid
+    backbone = None if is_linear else resolve_backbone(backbone, grid.layout)
+    if not is_linear:
+        check_dense_size(backbone, sections, sections.names)
+
+    own = only_counts(part, split.in_training, layer)
+    panel = choose_genes(own, genes, extra_genes, library_key=library_key, layer=layer)
+    scale = fit_target(own, panel, target, size_factor_key=size_factor_key, layer=layer)
+    target_NG = np.where(split.has_counts[:, None], scale.measure(part), np.nan)
+    features = fit_image_features(
+        part,
+        sections,
+        split.training,
+        use_rep=use_rep,
+        n_components=n_components,
+        standardise=standardise,
+        neighbours=neighbours,
+        rng=rng,
+    )
+    columns, views, averaged, _ = input_of(features, embedded)
+    taught = np.flatnonzero(split.in_training & split.has_counts)
+    groups_N = held_out_groups(embedded, split.training)
+    baseline, held_out_NG = fit_linear_expression(averaged[taught], target_NG[taught], groups_N[taught])
+    model = ExpressionModel(
+        target=scale,
+        features=features,
+        architecture=architecture,
+        backbone=backbone,
+        network=None,
+        baseline=baseline,
+        halting=None if is_linear else halting,
+        reliability=rate_genes(scale.genes, target_NG[taught], held_out_NG, sections.codes[taught]),
+        history=pd.DataFrame(),
+        scores=pd.DataFrame(),
+        sections=split.training,
+    )
+    if is_linear:
+        return model
+
+    model.network = build_network(
+        features.n_columns, architecture, backbone, ExpressionHead, len(panel), halting=halting, seed=rng
+    )
+    model.network.head.set_scale(torch.from_numpy(target_NG[taught]))
+    fabric = make_fabric(accelerator or settings.accelerator, devices, precision or settings.precision)
+    judges = make_sections(columns, sections, grid, split.held_out, target_NG, views)
+    history = fit(
+        model.network,
+        make_sections(columns, sections, grid, split.training, target_NG, views),
+        FitConfig(
+            n_steps=architecture.n_steps,
+            max_minutes=max_minutes,
+            max_epochs=count_epochs(max_epochs, len(split.training)),
+            learning_rate=RATE_ONCE if isinstance(architecture, FeedforwardConfig) else RATE_RECURSIVE,
+            weight_decay=WEIGHT_DECAY,
+        ),
+        fabric=fabric,
+        augment=augmentation or Augmentation(noise=NOISE, drop=DROP, max_shift=getattr(backbone, "window", 0)),
+        seed=rng,
+        validate=validator(judges, architecture.n_steps, fabric) if judges else None,
+        progress=settings.progress if progress is None else progress,
+    )
+    model.network.cpu()
+    model.history = pd.DataFrame(history)
+    if judges:
+        linear = [baseline.predict(averaged[sections.rows(name)]) for name in split.held_out]
+        rate_network(model, judges, linear, fabric)
+    return model
+
+
+def read_measured(adata: AnnData | SpatialData, table_key: str | None) -> AnnData:
+    """Open the object, which must have genes."""
+    table = open_table(adata, table_key=table_key)
+    if table.n_vars == 0:
+        msg = "the object has no genes; training needs sections with raw counts beside their images"
+        raise ValueError(msg)
+    return table
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sections to train on and to choose the weights on; which spots are in the former, and which have counts."""
+
+    training: list[str]
+    held_out: list[str]
+    in_training: np.ndarray
+    has_counts: np.ndarray
+
+
+def split_sections(embedded: Embedded, layer: str | None, validation: str | Sequence[str] | None, rng: int) -> Split:
+    """Leave out sections without counts, and give some of the others to validation."""
+    sections = embedded.sections
+    has_counts = counted_spots(read_counts(embedded.table, layer))
+    measured = [name for name in sections.names if has_counts[sections.rows(name)].any()]
+    if len(measured) < len(sections.names):
+        logger.warning("sections %s have no counts and are left out", sorted(set(sections.names) - set(measured)))
+    held_out = choose_validation(validation, measured, rng)
+    training = [name for name in measured if name not in held_out]
+    in_training = np.isin(sections.codes, [sections.names.index(name) for name in training])
+    n_taught = int((in_training & has_counts).sum())
+    if n_taught < MIN_SPOTS:
+        msg = f"sections {training} hold {n_taught} spots with counts and embedding; at least {MIN_SPOTS} are needed"
+        raise ValueError(msg)
+    return Split(training, held_out, in_training, has_counts)
+
+
+def only_counts(table: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
+    """Copy some spots with their counts and nothing that is large besides."""
+    from anndata import AnnData
+
+    part = table[rows]
+    counts = {"X": part.X} if layer is None else {"layers": {layer: part.layers[layer]}}
+    return AnnData(**counts, obs=part.obs, var=part.var)
+
+
+def choose_genes(
+    training: AnnData,
+    genes: int | Sequence[str],
+    extra_genes: Sequence[str],
+    *,
+    library_key: str | None,
+    layer: str | None,
+) -> list[str]:
+    """Genes to predict: as named, or chosen on the training sections."""
+    if isinstance(genes, int):
+        return high_mean_high_variance_genes(
+            training, genes, library_key=library_key, extra_genes=extra_genes, layer=layer
+        )
+    wanted = list(dict.fromkeys(map(str, [*([genes] if isinstance(genes, str) else genes), *extra_genes])))
+    if not wanted:
+        msg = "genes is empty; name at least one, or give a number"
+        raise ValueError(msg)
+    _, missing = find_genes(training, wanted)
+    if missing:
+        msg = f"genes {missing} are not in adata.var_names (such as {list(training.var_names[:5])})"
+        raise KeyError(msg)
+    return wanted
+
+
+def held_out_groups(embedded: Embedded, training: Sequence[str]) -> np.ndarray:
+    """Section of every spot, or its quarter of the lattice if there is one training section alone."""
+    if len(training) > 1:
+        return embedded.sections.codes
+    rows, grid = embedded.sections.rows(training[0]), embedded.grid
+    lower, right = (axis > np.median(axis[rows]) for axis in (grid.row, grid.col))
+    return 2 * lower + right
+
+
+def rate_genes(
+    genes: Sequence[str], target_NG: np.ndarray, held_out_NG: np.ndarray, codes_N: np.ndarray
+) -> pd.DataFrame:
+    """Reliability of every gene, as far as the linear baseline tells."""
+    own = [codes_N == code for code in np.unique(codes_N)]
+    pcc_linear = mean_pcc([target_NG[rows] for rows in own], [held_out_NG[rows] for rows in own])
+    return pd.DataFrame(
+        {
+            "pcc": pcc_linear,
+            "pcc_network": np.nan,
+            "pcc_linear": pcc_linear,
+            "mean": target_NG.mean(axis=0),
+            "sd": target_NG.std(axis=0),
+        },
+        index=pd.Index(genes, name="gene"),
+    )
+
+
+def mean_pcc(truths: Sequence[np.ndarray], predicted: Sequence[np.ndarray]) -> np.ndarray:
+    """Correlation by gene within sections, averaged over the sections where it is defined."""
+    return pd.DataFrame(map(metrics.pcc_per_gene, truths, predicted)).mean().to_numpy()
+
+
+def score(truths: Sequence[np.ndarray], predicted: Sequence[np.ndarray]) -> dict[str, float]:
+    """Scores over sections; spots whose truth is NaN do not count."""
+    error_NG = np.concatenate(predicted) - np.concatenate(truths)
+    pcc = metrics.pcc_top(mean_pcc(truths, predicted))
+    rvd = np.mean([metrics.rvd(*pair) for pair in zip(truths, predicted, strict=True)])
+    return {"pcc": pcc, "mse": float(np.nanmean(np.square(error_NG))), "rvd": float(rvd)}
+
+
+def run(network: SpotNetwork, judges: Sequence[Section], inference: Inference, fabric: Fabric) -> list[np.ndarray]:
+    """Predict sections of ready features."""
+    return [runs[0].output_DN[-1] for runs in predict(network, judges, inference, fabric=fabric, progress=False)]
+
+
+def validator(judges: Sequence[Section], depth: int, fabric: Fabric) -> Callable[[SpotNetwork], dict[str, float]]:
+    """Score a network on the validation sections."""
+    truths = [judge.target_N.numpy() for judge in judges]
+    inference = Inference(depth, symmetric=False, keep_steps=False)
+
+    def validate(network: SpotNetwork) -> dict[str, float]:
+        found = score(truths, run(network, judges, inference, fabric))
+        return {f"validation_{name}": found[name] for name in ("pcc", "mse")}
+
+    return validate
+
+
+def rate_network(
+    model: ExpressionModel, judges: Sequence[Section], linear: Sequence[np.ndarray], fabric: Fabric
+) -> None:
+    """Add to the model what the validation sections tell of its network, beside what they tell of the baseline."""
+    truths = [judge.target_N.numpy() for judge in judges]
+    predicted = run(model.network, judges, Inference(model.architecture.n_steps, keep_steps=False), fabric)
+    pcc_network = mean_pcc(truths, predicted)
+    model.reliability["pcc_network"] = model.reliability["pcc"] = pcc_network
+    model.scores = pd.DataFrame({"network": score(truths, predicted), "linear": score(truths, linear)})

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+
+from strecur.models.linear import fit_linear_expression, retrieve, smooth
+
+
+def data(seed: int = 0, *, n: int = 120, noise: float = 0.1) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(seed)
+    features, weight = rng.normal(size=(n, 5)).astype(np.float32), rng.normal(size=(5, 3))
+    target = features @ weight + 2 + noise * rng.normal(size=(n, 3))
+    return features, target.astype(np.float32), np.repeat([0, 1, 2], n // 3), weight
+
+
+def test_ridge_finds_the_weights():
+    features, target, groups, weight = data()
+    model, _ = fit_linear_expression(features, target, groups)
+    np.testing.assert_allclose(model.weight_FG, weight, atol=0.25)
+    assert model.predict(features).dtype == np.float32
+    np.testing.assert_allclose(model.predict(features), target, atol=1.5)
+
+
+def test_predictions_of_a_held_out_section_do_not_know_it():
+    features, target, groups, _ = data()
+    _, first = fit_linear_expression(features, target, groups)
+    changed = target.copy()
+    changed[groups == 1] += 0.01 * np.arange(3)
+    _, second = fit_linear_expression(features, changed, groups)
+    np.testing.assert_array_equal(first[groups == 1], second[groups == 1])
+    assert (first[groups != 1] != second[groups != 1]).any(axis=1).all()
+
+
+def test_the_penalty_is_the_one_that_carries_over_to_other_sections():
+    # a large effect within each section, of opposite sign from one section to the next
+    features, target, groups, weight = data()
+    _, held_out = fit_linear_expression(features, target, groups)
+    assert np.square(held_out - target).mean() < 0.1 * target.var()
+    misleading = np.where(groups == 1, -1, 1)[:, None] * (features @ weight)
+    model, _ = fit_linear_expression(features, misleading.astype(np.float32), groups)
+    honest, _ = fit_linear_expression(features, target, groups)
+    assert np.abs(model.weight_FG).mean() < 0.1 * np.abs(honest.weight_FG).mean()
+
+
+def test_many_sections_are_held_out_together():
+    features, target, _, _ = data()
+    groups = np.arange(120) % 40
+    model, held_out = fit_linear_expression(features, target, groups)
+    assert np.isfinite(held_out).all()
+    assert np.isfinite(model.weight_FG).all()
+
+
+def test_smoothing_averages_the_nearest_spots():
+    positions = np.stack(np.meshgrid(np.arange(9), np.arange(9), indexing="ij"), axis=-1).reshape(-1, 2)
+    values = np.zeros((81, 1), dtype=np.float32)
+    values[40] = 9
+    expected = np.zeros((9, 9))
+    expected[3:6, 3:6] = 1
+    np.testing.assert_allclose(smooth(values, positions).reshape(9, 9), expected, atol=1e-6)
+
+
+def test_retrieval_averages_the_most_similar_spots():
+    reference = np.array([[1, 0], [0.9, 0.1], [0, 1], [-1, 0]], dtype=np.float32)
+    target = np.array([[1.0], [3.0], [10.0], [20.0]], dtype=np.float32)
+    query = np.array([[5, 0.01], [0, 0.2]], dtype=np.float32)
+    # the angle counts, not the length
+    assert retrieve(reference, target, query, 2).ravel().tolist() == [2, 6.5]
+    assert retrieve(reference, target, query, 1).ravel().tolist() == [1, 10]
+    assert retrieve(reference, target, query, 50).ravel().tolist() == [8.5, 8.5]

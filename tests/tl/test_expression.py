@@ -1,0 +1,476 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import strecur as st
+from strecur._symmetry import COMPOSE, ELEMENTS, transform_coords
+from strecur.engine import Augmentation
+from strecur.nn import WindowedConfig
+
+if TYPE_CHECKING:
+    from strecur.models import ExpressionModel
+
+SIDE, WIDTH, N_GENES = 10, 12, 8
+SMALL = {"backbone": WindowedConfig(width=32, n_heads=2, window=4, n_global=1), "n_components": 6, "neighbours": (9,)}
+RUN = {"library_key": "section", "accelerator": "cpu", "precision": "32-true", "progress": False}
+GENES = [f"g{i}" for i in range(N_GENES)]
+
+
+def make_section(name: str, seed: int, *, n_genes: int = N_GENES) -> ad.AnnData:
+    """Square section whose expression follows the embedding of a spot and of its neighbours.
+
+    Six columns of the embedding are the same for all views of a patch, six turn with it.
+    """
+    rng = np.random.default_rng(seed)
+    row, col = (axis.ravel() for axis in np.indices((SIDE, SIDE)))
+    fields = rng.normal(size=(3, SIDE, SIDE))
+    around = np.mean([np.roll(fields, shift, (1, 2)) for shift in ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))], axis=0)
+    fixed = np.random.default_rng(0)  # the same biology in every section
+    mixing, loading = fixed.normal(size=(3, 6)), fixed.normal(size=(6, n_genes))
+    logits = np.vstack([fields, 2 * around]).reshape(6, -1).T @ loading
+    depth = 30 * np.exp(0.3 * rng.normal(size=(len(row), 1)))
+    counts = rng.poisson(depth * np.exp(0.4 * logits - 0.5)).astype(np.float32)
+    same = fields.reshape(3, -1).T @ mixing
+    arrow = rng.normal(size=(len(row), 3, 2))
+    views = np.stack([np.hstack([same, turn_arrows(arrow, g).reshape(len(row), -1)]) for g in range(8)], axis=1)
+    adata = ad.AnnData(
+        sparse.csr_matrix(counts),
+        obs=pd.DataFrame({"section": name}, index=[f"{name}_{i}" for i in range(len(row))]),
+        var=pd.DataFrame(index=[f"g{i}" for i in range(n_genes)]),
+        obsm={
+            "spatial": np.column_stack([col, row]) * 100.0,
+            "X_patch": views[:, 0].astype(np.float32),
+            "X_patch_d4": views.astype(np.float32),
+        },
+    )
+    adata.obs["array_row"], adata.obs["array_col"] = row, col
+    return adata
+
+
+def turn_arrows(arrows: np.ndarray, g: int) -> np.ndarray:
+    """Turn vectors (down, right) as the picture they lie in."""
+    transpose, flip_row, flip_col = ELEMENTS[g]
+    arrows = arrows[..., ::-1] if transpose else arrows
+    return arrows * np.where([flip_row, flip_col], -1, 1)
+
+
+def join(*parts: ad.AnnData) -> ad.AnnData:
+    record = {"encoder": "toy", "width": WIDTH, "views": 8, "probe": np.arange(WIDTH, dtype=np.float32)}
+    adata = ad.concat(parts, join="inner")
+    adata.uns["X_patch"] = record
+    adata.obs["section"] = adata.obs["section"].astype("category")
+    st.pp.to_grid(adata, library_key="section")
+    return adata
+
+
+def train(adata: ad.AnnData, **options: object) -> ExpressionModel:
+    return st.tl.train_expression(adata, **{**SMALL, **RUN, "genes": GENES, "max_epochs": 2, **options})
+
+
+def apply(adata: ad.AnnData, model: ExpressionModel, **options: object) -> ad.AnnData:
+    return st.tl.predict_expression(adata, model, **{**RUN, "copy": True, **options})
+
+
+def fitted(model: ExpressionModel) -> dict[str, np.ndarray]:
+    """Return everything fitted: features, scale, baseline, network."""
+    source, baseline = model.features.source, model.baseline
+    parts = {"mean": source.mean_F, "scale": source.scale_F, "components": source.components_FP}
+    parts |= {"weight": baseline.weight_FG, "bias": baseline.bias_G, "reliability": model.reliability.to_numpy()}
+    return parts | {name: value.numpy() for name, value in model.network.state_dict().items()}
+
+
+def assert_same_fit(a: ExpressionModel, b: ExpressionModel) -> None:
+    a_parts, b_parts = fitted(a), fitted(b)
+    assert a_parts.keys() == b_parts.keys()
+    different = [name for name in a_parts if not np.array_equal(a_parts[name], b_parts[name], equal_nan=True)]
+    assert different == []
+
+
+@pytest.fixture(scope="module")
+def _pair() -> ad.AnnData:
+    return join(make_section("S1", 1), make_section("S2", 2))
+
+
+@pytest.fixture
+def pair(_pair) -> ad.AnnData:
+    """Return two sections to train on, free to be changed."""
+    return _pair.copy()
+
+
+@pytest.fixture
+def new() -> ad.AnnData:
+    """Return a section to predict."""
+    return join(make_section("S3", 3))
+
+
+@pytest.fixture(scope="module")
+def model(_pair) -> ExpressionModel:
+    return train(_pair)
+
+
+@pytest.fixture(scope="module")
+def learned(_pair) -> ExpressionModel:
+    calm = Augmentation(noise=0.1, drop=0, max_shift=4)
+    return train(_pair, max_epochs=60, augmentation=calm, architecture="feedforward")
+
+
+def test_what_follows_from_the_embedding_is_predicted(learned, new):
+    found, truth = apply(new, learned), learned.measure(new)
+    scores = st.metrics.expression_scores(truth, found.obsm["trm_expression"])
+    assert scores["pcc_all"] > 0.6
+    assert scores["mse"] < 0.7 * truth.var(axis=0).mean()
+    linear = st.metrics.expression_scores(truth, found.obsm["trm_expression_linear"])
+    assert linear["pcc_all"] > 0.6
+    assert learned.history["train_loss"].iloc[-1] < 0.4 * learned.history["train_loss"].iloc[0]
+
+
+def test_neighbours_matter_where_expression_depends_on_them(pair, new):
+    pcc = {
+        sizes: st.metrics.pcc_per_gene(
+            (model := train(pair, architecture="linear", neighbours=sizes)).measure(new),
+            apply(new, model).obsm["trm_expression"],
+        ).mean()
+        for sizes in ((), (5,))
+    }
+    assert pcc[5,] > pcc[()] + 0.1
+
+
+def test_what_is_written(model, new):
+    before = new.copy()
+    assert st.tl.predict_expression(new, model, **RUN, key_added="k", depth=3) is None
+    assert set(new.obsm) - set(before.obsm) == {"k", "k_linear"}
+    assert set(new.uns) - set(before.uns) == {"k"}
+    assert list(new.obs) == list(before.obs)
+    assert (new.X != before.X).nnz == 0
+    for key in ("k", "k_linear"):
+        assert new.obsm[key].shape == (new.n_obs, N_GENES)
+        assert new.obsm[key].dtype == np.float32
+        assert np.isfinite(new.obsm[key]).all()
+    record = new.uns["k"]
+    assert record["var_names"] == GENES
+    assert (record["target"], record["model"]) == ("log2", model.id)
+    assert record["params"] == {"depth": 3, "symmetric": True, "library_key": "section"}
+    assert list(record["reliability"].index) == GENES
+    assert record["sections"].loc["S3", ["n_spots", "n_predicted", "n_steps"]].tolist() == [100, 100, 3]
+
+
+@pytest.mark.parametrize("store", ["h5ad", "zarr"])
+def test_results_survive_files(store, model, new, tmp_path):
+    st.tl.predict_expression(new, model, **RUN)
+    path = tmp_path / f"new.{store}"
+    getattr(new, f"write_{store}")(path)
+    back = getattr(ad, f"read_{store}")(path)
+    np.testing.assert_array_equal(back.obsm["trm_expression"], new.obsm["trm_expression"])
+    assert list(back.uns["trm_expression"]["var_names"]) == GENES
+    pd.testing.assert_frame_equal(
+        back.uns["trm_expression"]["reliability"], new.uns["trm_expression"]["reliability"], check_names=False
+    )
+    pd.testing.assert_frame_equal(
+        back.uns["trm_expression"]["sections"], new.uns["trm_expression"]["sections"], check_names=False
+    )
+    again = apply(back, model)
+    np.testing.assert_array_equal(again.obsm["trm_expression"], new.obsm["trm_expression"])
+
+
+def test_sections_without_counts_change_nothing_that_is_fitted(pair):
+    models = []
+    for seed in (3, 4):
+        unknown = make_section("S3", seed)
+        unknown.X = sparse.csr_matrix(unknown.shape, dtype=np.float32)
+        models.append(train(join(pair, unknown), genes=5))
+    assert_same_fit(*models)
+    assert_same_fit(models[0], train(pair, genes=5))
+    assert models[0].sections == ["S1", "S2"]
+
+
+def test_the_validation_section_chooses_weights_and_nothing_else(pair):
+    models = [train(join(pair, make_section("S3", seed)), validation="S3", genes=5) for seed in (3, 4)]
+    first, second = map(fitted, models)
+    for name in ("mean", "scale", "components", "weight", "bias", "head.mean_G", "head.sd_G"):
+        assert np.array_equal(first[name], second[name]), name
+    assert models[0].genes == models[1].genes
+    assert models[0].sections == ["S1", "S2"]
+    assert not models[0].scores.equals(models[1].scores)
+
+
+def test_validation_sections_rate_genes_and_models(pair):
+    rated = train(join(pair, make_section("S3", 3)), validation="S3", max_epochs=10)
+    assert {"validation_pcc", "validation_mse"} <= set(rated.history)
+    assert list(rated.scores) == ["network", "linear"]
+    found = apply(join(make_section("S3", 3)), rated)
+    pcc = st.metrics.pcc_per_gene(rated.measure(found), found.obsm["trm_expression"])
+    np.testing.assert_allclose(rated.reliability["pcc"], pcc, atol=1e-4)
+    np.testing.assert_allclose(rated.scores.loc["pcc", "network"], pcc.mean(), atol=1e-4)
+    unrated = train(pair)
+    assert unrated.reliability["pcc_network"].isna().all()
+    np.testing.assert_array_equal(unrated.reliability["pcc"], unrated.reliability["pcc_linear"])
+    assert unrated.reliability["pcc"].mean() > 0.5
+
+
+def test_a_single_training_section_is_rated_by_its_quarters(pair):
+    alone = train(pair[pair.obs["section"] == "S1"].copy(), architecture="linear")
+    assert alone.reliability["pcc"].between(0.2, 1).all()
+
+
+def test_the_order_of_genes_does_not_matter(pair, new):
+    shuffled = pair[:, np.random.default_rng(0).permutation(N_GENES)].copy()
+    models = [train(adata, genes=5, extra_genes=["g0"]) for adata in (pair, shuffled)]
+    assert models[0].genes == models[1].genes == sorted(models[0].genes)
+    assert "g0" in models[0].genes
+    assert_same_fit(*models)
+
+
+@pytest.mark.parametrize("h", range(8))
+def test_a_turned_section_gets_the_same_prediction(h, learned, new):
+    turned = new.copy()
+    site = transform_coords(new.obs["array_row"].to_numpy(), new.obs["array_col"].to_numpy(), h, SIDE, SIDE)
+    turned.obsm["grid"] = np.column_stack(site).astype(np.int32)
+    turned.obsm["spatial"] = np.column_stack(site[::-1]) * 100.0
+    turned.obsm["X_patch_d4"] = new.obsm["X_patch_d4"][:, COMPOSE[h]]
+    turned.obsm["X_patch"] = turned.obsm["X_patch_d4"][:, 0]
+    expected, found = apply(new, learned), apply(turned, learned)
+    for key in ("trm_expression", "trm_expression_linear"):
+        np.testing.assert_allclose(found.obsm[key], expected.obsm[key], atol=2e-4)
+    if h:
+        # the views are needed for it
+        single = apply(turned, learned, symmetric=False).obsm["trm_expression"]
+        assert np.abs(single - apply(new, learned, symmetric=False).obsm["trm_expression"]).max() > 1e-2
+
+
+@pytest.mark.parametrize("h", [1, 3, 6])
+def test_a_lattice_that_lies_otherwise_than_its_image_gets_the_same_prediction(h, learned, new):
+    other = new.copy()
+    site = transform_coords(new.obs["array_row"].to_numpy(), new.obs["array_col"].to_numpy(), h, SIDE, SIDE)
+    other.obsm["grid"] = np.column_stack(site).astype(np.int32)
+    expected, found = apply(new, learned), apply(other, learned)
+    np.testing.assert_allclose(found.obsm["trm_expression"], expected.obsm["trm_expression"], atol=2e-4)
+
+
+def test_spots_without_embedding_stay_nan_and_do_not_influence_others(model, new):
+    gone = np.zeros(new.n_obs, dtype=bool)
+    gone[[0, 37, 38, 99]] = True
+    holes = new.copy()
+    for key in ("X_patch", "X_patch_d4"):
+        holes.obsm[key][gone] = np.nan
+    found, without = apply(holes, model), apply(new[~gone].copy(), model)
+    for key in ("trm_expression", "trm_expression_linear"):
+        assert np.isnan(found.obsm[key][gone]).all()
+        np.testing.assert_array_equal(found.obsm[key][~gone], without.obsm[key])
+    assert found.uns["trm_expression"]["sections"].loc["S3", ["n_spots", "n_predicted"]].tolist() == [100, 96]
+
+
+def test_a_section_outside_its_image_is_listed_without_predictions(model, pair):
+    pair.obsm["X_patch"][pair.obs["section"] == "S2"] = np.nan
+    found = apply(pair, model)
+    assert np.isnan(found.obsm["trm_expression"][pair.obs["section"] == "S2"]).all()
+    assert found.uns["trm_expression"]["sections"]["n_predicted"].tolist() == [100, 0]
+
+
+def test_spots_without_embedding_teach_nothing(pair):
+    gone = np.zeros(pair.n_obs, dtype=bool)
+    gone[[3, 50, 150]] = True
+    without = train(pair[~gone].copy())
+    for key in ("X_patch", "X_patch_d4"):
+        pair.obsm[key][gone] = np.nan
+    assert_same_fit(train(pair), without)
+
+
+def test_empty_spots_teach_nothing_but_are_predicted(pair):
+    empty = np.arange(pair.n_obs) % 10 == 0
+    counts = pair.X.toarray()
+    counts[empty] = 0
+    pair.X = sparse.csr_matrix(counts)
+    model = train(pair)
+    np.testing.assert_allclose(model.network.head.mean_G, np.log2(counts[~empty] + 1).mean(axis=0), rtol=1e-5)
+    found = apply(pair, model)
+    assert np.isfinite(found.obsm["trm_expression"]).all()
+
+
+def test_normalised_targets_do_not_see_the_depth(pair):
+    # a gene that nobody predicts makes up for the depth
+    deep = pair.copy()
+    deep.X = sparse.csr_matrix(pair.X.toarray() * np.where(np.arange(pair.n_obs) % 2, 3, 1)[:, None])
+    plain, scaled = (train(adata, target="log2_normalised", architecture="linear") for adata in (pair, deep))
+    sizes = pair.X.sum(axis=1).A1
+    expected = np.log2(pair.X.toarray() / sizes[:, None] * np.median(sizes) + 1)
+    np.testing.assert_allclose(plain.measure(pair), expected, rtol=1e-4)
+    np.testing.assert_allclose(scaled.measure(pair), scaled.measure(deep), rtol=1e-4)
+    pair.obs["size"] = 7.0
+    by_key = train(pair, target="log2_normalised", size_factor_key="size", architecture="linear")
+    np.testing.assert_allclose(by_key.measure(pair), np.log2(pair.X.toarray() + 1), rtol=1e-4)
+
+
+def test_a_linear_model_is_its_baseline(pair, new, tmp_path):
+    linear = train(pair, architecture="linear")
+    assert linear.network is None
+    assert train(pair).baseline.weight_FG == pytest.approx(linear.baseline.weight_FG)
+    found = apply(new, linear)
+    np.testing.assert_array_equal(found.obsm["trm_expression"], found.obsm["trm_expression_linear"])
+    linear.save(tmp_path / "model")
+    again = apply(new, st.load_model(tmp_path / "model"))
+    np.testing.assert_array_equal(again.obsm["trm_expression"], found.obsm["trm_expression"])
+
+
+def test_constant_genes_have_no_correlation(pair, new):
+    for adata in (pair, new):
+        counts = adata.X.toarray()
+        counts[:, 2] = 4
+        adata.X = sparse.csr_matrix(counts)
+    model = train(pair)
+    assert np.flatnonzero(model.reliability["pcc"].isna()).tolist() == [2]
+    found = apply(new, model)
+    np.testing.assert_allclose(found.obsm["trm_expression"][:, 2], np.log2(5), rtol=1e-4)
+    scores = st.metrics.expression_scores(model.measure(new), found.obsm["trm_expression"])
+    assert scores["n_undefined"] == scores["n_constant"] == 1
+
+
+def test_images_without_genes_are_predicted(model, new):
+    image = ad.AnnData(obs=new.obs, obsm=dict(new.obsm), uns=dict(new.uns))
+    assert image.n_vars == 0
+    np.testing.assert_array_equal(apply(image, model).obsm["trm_expression"], apply(new, model).obsm["trm_expression"])
+
+
+def test_without_views_the_patches_are_taken_as_they_are(pair, new):
+    for adata in (pair, new):
+        del adata.obsm["X_patch_d4"]
+    model = train(pair)
+    assert not model.features.source.has_views
+    assert np.isfinite(apply(new, model).obsm["trm_expression"]).all()
+
+
+def test_objects_on_disk_and_layers_are_read_too(pair, tmp_path):
+    pair.write_h5ad(tmp_path / "pair.h5ad")
+    expected = train(pair, genes=5)
+    backed = ad.read_h5ad(tmp_path / "pair.h5ad", backed="r")
+    assert_same_fit(train(backed, genes=5), expected)
+    backed.file.close()
+    pair.layers["raw"] = pair.X
+    pair.X = pair.X.log1p()
+    assert_same_fit(train(pair, genes=5, layer="raw"), expected)
+
+
+def test_the_same_seed_gives_the_same_model(pair):
+    assert_same_fit(train(pair, rng=3), train(pair, rng=3))
+
+
+@pytest.mark.parametrize("halting", ["mse", "gene_pcc"])
+def test_halting_is_reported(halting, pair, new):
+    found = apply(new, train(pair, halting=halting), depth=4)
+    sections = found.uns["trm_expression"]["sections"]
+    assert sections["halt_step"].between(2, 4).all()
+    assert sections["halt_probability"].between(0, 1).all()
+
+
+def without_counts(adata: ad.AnnData) -> None:
+    adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
+
+
+def with_logs(adata: ad.AnnData) -> None:
+    adata.X = adata.X.log1p()
+
+
+def half_nan(adata: ad.AnnData) -> None:
+    adata.obsm["X_patch"][0, :3] = np.nan
+
+
+def all_nan(adata: ad.AnnData) -> None:
+    adata.obsm["X_patch"][:] = np.nan
+
+
+def one_spot(adata: ad.AnnData) -> None:
+    counts = adata.X.toarray()
+    counts[1:] = 0
+    adata.X = sparse.csr_matrix(counts)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "error", "message"),
+    [
+        (None, {"use_rep": "X_uni"}, KeyError, "embed_patches"),
+        (None, {"genes": ["g1", "TP53", "KRT7"]}, KeyError, r"\['TP53', 'KRT7'\]"),
+        (None, {"genes": []}, ValueError, "genes is empty"),
+        (None, {"extra_genes": ["TP53"], "genes": 5}, KeyError, "TP53"),
+        (None, {"target": "log10"}, ValueError, "log2_normalised"),
+        (None, {"size_factor_key": "total"}, ValueError, "log2_normalised"),
+        (None, {"halting": "loss_proxy"}, ValueError, "does not fit expression"),
+        (None, {"architecture": "cnn"}, ValueError, "architecture='cnn'"),
+        (None, {"validation": "S9"}, ValueError, "S9"),
+        (None, {"layer": "raw"}, KeyError, "raw"),
+        (without_counts, {}, ValueError, "0 spots with counts"),
+        (with_logs, {}, ValueError, "raw counts"),
+        (half_nan, {}, ValueError, "NaN or infinite values in 1 spots"),
+        (all_nan, {}, ValueError, "NaN for all"),
+        (one_spot, {}, ValueError, "at least 2"),
+    ],
+)
+def test_training_refuses_what_it_cannot_use(change, options, error, message, pair):
+    if change is not None:
+        change(pair)
+    before = pair.copy()
+    with pytest.raises(error, match=message):
+        train(pair, **options)
+    assert_unchanged(pair, before)
+
+
+def assert_unchanged(adata: ad.AnnData, before: ad.AnnData) -> None:
+    assert list(adata.obs) == list(before.obs)
+    assert set(adata.obsm) == set(before.obsm)
+    assert set(adata.uns) == set(before.uns)
+    assert (adata.X != before.X).nnz == 0
+
+
+def test_training_needs_genes(pair):
+    with pytest.raises(ValueError, match="no genes"):
+        train(pair[:, []].copy())
+
+
+def other_encoder(adata: ad.AnnData) -> None:
+    adata.uns["X_patch"]["encoder"] = "uni"
+
+
+def other_weights(adata: ad.AnnData) -> None:
+    adata.uns["X_patch"]["probe"] = np.arange(WIDTH, dtype=np.float32)[::-1]
+
+
+def other_width(adata: ad.AnnData) -> None:
+    adata.obsm["X_patch"] = adata.obsm["X_patch"][:, :5]
+
+
+def no_views(adata: ad.AnnData) -> None:
+    del adata.obsm["X_patch_d4"]
+
+
+def no_embedding(adata: ad.AnnData) -> None:
+    del adata.obsm["X_patch"]
+
+
+def no_lattice(adata: ad.AnnData) -> None:
+    del adata.obsm["grid"]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "error", "message"),
+    [
+        (other_encoder, {}, ValueError, "'uni'; the model was trained on 'toy'"),
+        (other_weights, {}, ValueError, "test pattern"),
+        (other_width, {}, ValueError, "5 columns; the model was trained on 12"),
+        (no_views, {}, KeyError, "views=8"),
+        (no_embedding, {}, KeyError, "embed_patches"),
+        (no_lattice, {}, KeyError, "to_grid"),
+        (None, {"depth": 0}, ValueError, "at least one outer step"),
+        (None, {"key_added": "a/b"}, ValueError, "legal key"),
+    ],
+)
+def test_prediction_refuses_what_does_not_fit(change, options, error, message, model, new):
+    if change is not None:
+        change(new)
+    before = new.copy()
+    with pytest.raises(error, match=message):
+        st.tl.predict_expression(new, model, **{**RUN, **options})
+    assert_unchanged(new, before)
