@@ -1,0 +1,180 @@
+"""Train on some sections, label one that was kept out, and draw it: ``python -m strecur.demo``."""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+import strecur as st
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from strecur.models import DomainModel
+
+SECTION = "section"
+
+SYNTHETIC = {"n_sections": 6}
+SYNTHETIC_EPOCHS = 30
+"""So few that all ends within two minutes on two cores; on data of your own as many as usual are taken."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the demonstration.
+
+    Parameters
+    ----------
+    arguments
+        Words of the command line; by default those that Python was started with.
+    """
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        adata = read_folder(options) if options.data else make_sections(options)
+    except ValueError as error:
+        parser.error(str(error))
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    st.pp.to_grid(adata, library_key=SECTION)
+    in_test = adata.obs[SECTION] == options.test
+    annotated, held_out = adata[~in_test].copy(), adata[in_test].copy()
+    names = annotated.obs[SECTION].unique()
+    print(f"{', '.join(names)} ({annotated.n_obs:,} spots) to learn from, {options.test} to test on", flush=True)
+    table, model = compare(annotated, held_out, options)
+    draw(held_out, model, options)
+    held_out.write_h5ad(options.out / "labelled.h5ad")
+
+    print(f"\n{options.test}, {held_out.n_obs:,} spots that no model has seen:\n")
+    print(table.to_string(float_format="{:.3f}".format, formatters={"seconds": "{:.0f}".format}))
+    print("\nOn your own data too, compare with the linear baseline; where it is as good, believe it: it is simpler.")
+    print(f"Figures, and {options.test} with its labels (labelled.h5ad), are in {options.out}")
+
+
+def make_parser() -> ArgumentParser:
+    """Describe the command line."""
+    parser = ArgumentParser("python -m strecur.demo", description="Learn domains from some sections and label another.")
+    parser.add_argument("--out", type=Path, default=Path("strecur_demo"), help="folder for the results")
+    parser.add_argument(
+        "--data", type=Path, help="folder of .h5ad files, one section each; made-up sections if left out"
+    )
+    parser.add_argument("--label", default="domain", help="column of obs with the annotated domains")
+    parser.add_argument("--test", metavar="SECTION", help="section to keep out: the name of its file without .h5ad")
+    parser.add_argument("--size-factor-key", metavar="COL", help="column of obs with the total counts of every spot")
+    parser.add_argument("--epochs", type=positive, help="passes over the training sections")
+    return parser
+
+
+def positive(word: str) -> int:
+    """Read a number of at least one."""
+    number = int(word)
+    if number < 1:
+        msg = f"{number} is too few; at least 1 is needed"
+        raise ArgumentTypeError(msg)
+    return number
+
+
+def make_sections(options: Namespace) -> AnnData:
+    """Draw synthetic sections, of which the last is the test, and fill in the options that were left open."""
+    adata = st.datasets.synthetic_sections(**SYNTHETIC)
+    names = list(adata.obs[SECTION].cat.categories)
+    options.test = options.test or names[-1]
+    options.epochs = options.epochs or SYNTHETIC_EPOCHS
+    check_columns(adata, "the synthetic sections", options)
+    check_test(options.test, names)
+    return adata
+
+
+def read_folder(options: Namespace) -> AnnData:
+    """Join the sections of a folder on the genes that all of them have."""
+    files = sorted(options.data.glob("*.h5ad"))
+    if len(files) < 2:
+        msg = (
+            f"{options.data} holds {len(files)} .h5ad files; at least two are needed, one to learn from and one to test"
+        )
+        raise ValueError(msg)
+    check_test(options.test, [file.stem for file in files])
+    if options.out.resolve() == options.data.resolve():
+        msg = f"the results would be mixed up with the sections in {options.data}; choose another folder with --out"
+        raise ValueError(msg)
+    sections = {}
+    for file in files:
+        sections[file.stem] = ad.read_h5ad(file)
+        check_columns(sections[file.stem], file.name, options)
+    return ad.concat(sections, join="inner", label=SECTION, index_unique="-")
+
+
+def check_test(name: str | None, existing: Sequence[str]) -> None:
+    """Raise unless the section to test on exists."""
+    if name not in existing:
+        given = f"there is no section {name!r}" if name else "no section was chosen"
+        msg = f"{given}; choose one with --test from {', '.join(existing)}"
+        raise ValueError(msg)
+
+
+def check_columns(adata: AnnData, name: str, options: Namespace) -> None:
+    """Raise unless a section has the columns that the options name."""
+    for option, column in (("--label", options.label), ("--size-factor-key", options.size_factor_key)):
+        if column is not None and column not in adata.obs:
+            msg = f"obs of {name} has no column {column!r}; choose one with {option} from {', '.join(adata.obs)}"
+            raise ValueError(msg)
+
+
+def compare(annotated: AnnData, held_out: AnnData, options: Namespace) -> tuple[pd.DataFrame, DomainModel]:
+    """Label the held-out section without recursion and with it; return a table of scores and the recursive model."""
+    rows = {}
+    for name, architecture in (("feedforward", "feedforward"), ("TRM", "trm")):
+        print(f"\ntraining {name}", flush=True)
+        key, begin = f"{architecture}_domains", time.perf_counter()
+        model = st.tl.train_domains(
+            annotated,
+            options.label,
+            library_key=SECTION,
+            architecture=architecture,
+            size_factor_key=options.size_factor_key,
+            max_epochs=options.epochs,
+        )
+        seconds = time.perf_counter() - begin
+        st.tl.trm_domains(held_out, model, library_key=SECTION, key_added=key)
+        rows[name] = score(held_out, options.label, key) | {"seconds": seconds}
+    # The baseline is fitted in every training, before the network, whose time is in the history.
+    linear = score(held_out, options.label, f"{key}_linear") | {"seconds": seconds - model.history["seconds"].iloc[-1]}
+    return pd.DataFrame.from_dict({"linear baseline": linear, **rows}, orient="index"), model
+
+
+def score(adata: AnnData, label: str, key: str) -> dict[str, float]:
+    """Scores to print."""
+    scores = st.metrics.domain_scores(adata.obs[label], adata.obs[key])
+    return {"ARI": scores["ari"], "accuracy": scores["accuracy"], "macro-F1": scores["macro_f1"]}
+
+
+def draw(held_out: AnnData, model: DomainModel, options: Namespace) -> None:
+    """Save every figure of the recursive model."""
+    import matplotlib.pyplot as plt
+
+    figures = {
+        "domains": lambda: st.pl.domains(held_out, truth=options.label, linear=True),
+        "refinement": lambda: st.pl.refinement(held_out),
+        "halt_steps": lambda: st.pl.halt_steps(held_out),
+        "confidence": lambda: st.pl.confidence(held_out, truth=options.label),
+        "training": lambda: st.pl.training(model),
+    }
+    for name, plot in figures.items():
+        figure = np.ravel(plot())[0].figure
+        figure.savefig(options.out / f"{name}.png", dpi=150)
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    import matplotlib
+
+    # A program draws into files, whatever screen there is.
+    matplotlib.use("agg")
+    main()
