@@ -106,6 +106,15 @@ PUBLIC_NAMES = {
 }
 
 nitpicky = True
+# fitted parts of models, which users meet as attributes only
+nitpick_ignore = [
+    ("py:class", "strecur.models._features.SpotFeatures"),
+    ("py:class", "strecur.models._targets.ExpressionTarget"),
+    ("py:class", "strecur.models.linear.LinearDomains"),
+    ("py:class", "strecur.models.linear.LinearExpression"),
+    ("py:class", "strecur.nn.lattice.Windows"),
+    ("py:data", "Ellipsis"),
+]
 # a project whose inventory could not be reached
 nitpick_ignore_regex = [(r"py:.*", rf"{name}\..*") for name in INVENTORIES if not reached[name]]
 if not reached["python"]:

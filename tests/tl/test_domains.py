@@ -31,17 +31,18 @@ def states(model: DomainModel) -> dict[str, np.ndarray]:
     return fitted | {name: value.numpy() for name, value in model.network.state_dict().items()}
 
 
-def test_layers_are_found_on_a_section_that_was_not_trained_on(sections):
-    options = {"max_epochs": 40, "validation": None, "neighbours": (7, 19), "n_components": 20}
-    model = train(sections[sections.obs["section"] != "S3"].copy(), **options)
-    held_out = apply(sections[sections.obs["section"] == "S3"].copy(), model)
-    scores = st.metrics.domain_scores(held_out.obs["domain"], held_out.obs["trm_domains"])
-    single = train(sections[sections.obs["section"] != "S3"].copy(), **options | {"neighbours": (), "max_epochs": 1})
-    alone = apply(sections[sections.obs["section"] == "S3"].copy(), single)
-    assert scores["accuracy"] > 0.75
-    linear = st.metrics.domain_scores(alone.obs["domain"], alone.obs["trm_domains_linear"])
-    assert scores["ari"] > linear["ari"] + 0.1
-    assert model.history["train_loss"].iloc[-1] < 0.7 * model.history["train_loss"].iloc[0]
+def test_layers_are_found_on_a_section_that_was_not_trained_on():
+    sections = st.datasets.synthetic_sections(n_sections=3, n_rows=24, n_cols=24, n_genes=200, n_domains=3)
+    st.pp.to_grid(sections, library_key="section")
+    held_out = (sections.obs["section"] == "S3").to_numpy()
+    options = {"max_epochs": 40, "validation": None, "n_components": 20}
+    model = train(sections[~held_out].copy(), **options)
+    single = train(sections[~held_out].copy(), **options | {"neighbours": (), "max_epochs": 1})
+    found, alone = (apply(sections[held_out].copy(), m) for m in (model, single))
+    scores = st.metrics.domain_scores(found.obs["domain"], found.obs["trm_domains"])
+    assert scores["accuracy"] > 0.8
+    # without its surroundings a spot cannot be read well
+    assert scores["ari"] > st.metrics.domain_scores(alone.obs["domain"], alone.obs["trm_domains_linear"])["ari"] + 0.3
 
 
 def test_what_is_written(sections, trained):
@@ -291,7 +292,7 @@ BAD_TRAINING = {
     "all for validation": (lambda a: {"validation": ["S1", "S2", "S3"]}, ValueError, "none is left"),
     "devices": (lambda a: {"devices": 2}, ValueError, "torchrun"),
     "missing section": (
-        lambda a: a.obs.__setitem__("section", a.obs["section"].where(a.obs["section"] != "S1")),
+        lambda a: setattr(a, "obs", a.obs.assign(section=a.obs["section"].where(a.obs["section"] != "S1"))),
         ValueError,
         "every spot needs a section",
     ),

@@ -29,7 +29,7 @@ class Section:
         Target of every spot where it is known: a domain, or the expression of all genes (N, G).
     views
         Features of the section under other symmetries than the identity, where they depend on it; by element of
-        :data:`strecur._symmetry.ELEMENTS`.
+        ``strecur._symmetry.ELEMENTS``.
     """
 
     name: str

@@ -80,7 +80,7 @@ class ExpressionModel:
 
     @property
     def encoder(self) -> Mapping[str, object]:
-        """What is known of the encoder of the patches: name, width, stain reference, patch sizes."""
+        """Name, width, stain reference and patch sizes of the encoder that made the patches, as far as known."""
         return self.features.source.record
 
     def __repr__(self) -> str:

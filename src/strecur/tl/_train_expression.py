@@ -102,10 +102,10 @@ def train_expression(
         genes of the object.
     architecture
         How the network is iterated: a tiny recursive model, a universal transformer, or the backbone once;
-        ``"linear"`` for the ridge regression alone; or a configuration of :mod:`strecur.nn`.
+        ``"linear"`` for the ridge regression alone; or a configuration of ``strecur.nn``.
     backbone
         What is iterated: attention within windows (cost linear in spots) or over whole sections (the paper);
-        or a configuration of :mod:`strecur.nn`.
+        or a configuration of ``strecur.nn``.
     n_components
         Principal components of the embedding.
     standardise

@@ -1,0 +1,206 @@
+"""The recursion core on the kind of puzzle it was invented for: what weight sharing, depth and breadth are worth.
+
+    python benchmarks/puzzles.py                      # generated 6 × 6 Sudokus and mazes, on a CPU
+    python benchmarks/puzzles.py --preset paper --data ../shared/data/sudoku/sudoku17.csv.gz   # as published, on a GPU
+    python benchmarks/puzzles.py --preset paper --dry-run   # only count the parameters
+
+Network, training and prediction are those of the package; a puzzle is a section whose cells are spots. Only answers
+that are right in every cell count. All methods but the plain feedforward network see the same puzzles for the same
+number of layer passes in training. What is in the table already is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from puzzle_networks import METHODS, PRESETS
+
+from strecur.engine import Inference, combine, fit, predict
+from strecur.engine.fit import make_fabric
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_fabric import Fabric
+    from puzzle_networks import Preset
+
+    from strecur.engine import Prediction, Section
+    from strecur.nn import SpotNetwork
+
+SELECTIONS = ("mean", "vote", "converged")
+
+
+def make_puzzles(preset: Preset, data: Path | None) -> tuple[list[Section], list[Section]]:
+    """Training and test puzzles, generated or drawn from a table."""
+    rng, n = np.random.default_rng(0), preset.n_train + preset.n_test
+    if data is None:
+        sections = [preset.puzzles.draw(rng, f"puzzle {i}") for i in range(n)]
+    else:
+        sections = preset.puzzles.read(data, n, rng)
+    return sections[: preset.n_train], sections[preset.n_train :]
+
+
+def truncated(run: Prediction, depth: int) -> Prediction:
+    """The last answer that a run would have given had it been stopped after ``depth`` outer steps."""
+    return replace(run, output_DN=run.output_DN[depth - 1 : depth], residual_D=run.residual_D[:depth], n_steps=depth)
+
+
+def right_cells(runs: Sequence[Prediction], section: Section, selection: str) -> np.ndarray:
+    """Whether the last answer of some restarts is right, for every cell."""
+    return combine(runs, selection)[-1].argmax(axis=-1) == section.target_N.numpy()
+
+
+def score(found: Sequence[Sequence[Prediction]], sections: Sequence[Section], depth: int, selection: str) -> dict:
+    """Share of cells and of whole puzzles that are right."""
+    right = [
+        right_cells([truncated(run, depth) for run in runs], section, selection)
+        for runs, section in zip(found, sections, strict=True)
+    ]
+    return {"cells": np.mean([r.mean() for r in right]), "exact": np.mean([r.all() for r in right])}
+
+
+def path_dependence(found: Sequence[Sequence[Prediction]], sections: Sequence[Section], depth: int) -> dict:
+    """Mean difference between one restart solving a puzzle (0 or 1) and the share of all that do (paper 003)."""
+    share = np.array(
+        [
+            np.mean([right_cells([truncated(run, depth)], section, "mean").all() for run in runs])
+            for runs, section in zip(found, sections, strict=True)
+        ]
+    )
+    # averaged over which restart is the one
+    return {"exact": share.mean(), "delta_pi": (2 * share * (1 - share)).mean(), "solved_once": (share > 0).mean()}
+
+
+def evaluate(
+    network: SpotNetwork, sections: Sequence[Section], depths: Sequence[int], breadths: Sequence[int], fabric: Fabric
+) -> list[dict]:
+    """Score a network by depth; one with random starts also by breadth and selection.
+
+    Selection ``"-"`` is a run as the network was trained, ``"one"`` the average over single random starts.
+    """
+    plain = Inference(max(depths), symmetric=False, slots=256)
+    found = predict(network, sections, plain, fabric=fabric)
+    rows = [{"depth": d, "breadth": 1, "selection": "-"} | score(found, sections, d, "mean") for d in depths]
+    if not hasattr(network.recursion, "random_start"):
+        return rows
+    found = predict(network, sections, replace(plain, breadth=max(breadths)), fabric=fabric)
+    for depth in depths:
+        rows.append({"depth": depth, "breadth": 1, "selection": "one"} | path_dependence(found, sections, depth))
+        for breadth, selection in product(breadths, SELECTIONS):
+            some = [runs[:breadth] for runs in found]
+            setting = {"depth": depth, "breadth": breadth, "selection": selection}
+            rows.append(setting | score(some, sections, depth, selection))
+    return rows
+
+
+def run(
+    method: str, preset: Preset, train: Sequence[Section], test: Sequence[Section], seed: int, fabric: Fabric
+) -> pd.DataFrame:
+    """Train and evaluate one method."""
+    network = preset.make_network(method, seed)
+    start = time.perf_counter()
+    history = fit(network, train, preset.fit_config(method), fabric=fabric, augment=preset.puzzles.augment, seed=seed)
+    trained = time.perf_counter()
+    rows = pd.DataFrame(evaluate(network, test, preset.depths_of(method), preset.breadths, fabric))
+    return rows.assign(
+        layer_passes=rows["depth"] * preset.n_layer_passes(method),
+        train_loss=history[-1]["train_loss"],
+        train_seconds=trained - start,
+        predict_seconds=time.perf_counter() - trained,
+    )
+
+
+def is_done(table: pd.DataFrame, wanted: dict) -> bool:
+    """Whether the table has rows of this setting."""
+    return len(table) > 0 and (table[list(wanted)].astype(str) == pd.Series(wanted).astype(str)).all(axis=1).any()
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Exact accuracy by method, breadth and selection (rows) and layer passes (columns), averaged over seeds."""
+    setting = ["puzzle", "method", "breadth", "selection"]
+    found = table.pivot_table(index=setting, columns="layer_passes", values="exact", aggfunc="mean", sort=False)
+    return found.sort_index(axis=1).round(3)
+
+
+def draw(table: pd.DataFrame, trained_passes: dict[str, int], path: Path) -> None:
+    """Exact accuracy of single runs against layer passes, and of several restarts of the longest runs."""
+    puzzles = list(table["puzzle"].unique())
+    size = (5 * len(puzzles), 8)
+    figure, axes = plt.subplots(2, len(puzzles), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for (by_depth, by_breadth), puzzle in zip(axes.T, puzzles, strict=True):
+        own = table[table["puzzle"] == puzzle]
+        for color, (method, rows) in zip(plt.cm.tab10.colors, own.groupby("method", sort=False), strict=False):
+            single = rows[rows["selection"] == "-"].groupby("layer_passes")["exact"].mean()
+            by_depth.plot(single.index, single, "o-", color=color, label=method)
+            longest = rows[rows["depth"] == rows["depth"].max()]
+            for style, selection in zip((":", "--", "-"), SELECTIONS, strict=True):
+                line = longest[longest["selection"].isin(["one", selection])].groupby("breadth")["exact"].mean()
+                if len(line):
+                    by_breadth.plot(line.index, line, "o", ls=style, color=color, label=f"{method}: {selection}")
+        by_depth.axvline(trained_passes[puzzle], color="grey", lw=1, ls=":")
+        by_depth.set(title=puzzle, xlabel="layer passes (dotted: TRM in training)", xscale="log")
+        by_breadth.set(xlabel=f"random starts ({own['depth'].max()} outer steps)", xscale="log")
+        by_breadth.set_xticks(sorted(own["breadth"].unique()))
+        by_breadth.xaxis.set_major_formatter("{x:.0f}")
+        by_breadth.minorticks_off()
+        for ax in (by_depth, by_breadth):
+            ax.set(ylabel="puzzles solved", ylim=(-0.03, 1.03))
+            ax.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--puzzles", nargs="+", help="by default all of the preset")
+    parser.add_argument("--data", type=Path, help="table of 9 × 9 Sudokus, for the preset 'paper'")
+    parser.add_argument("--backbone", choices=("dense", "mixer"), help="by default that of the preset")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="by default all of the preset")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--dry-run", action="store_true", help="only build the networks and count their parameters")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/puzzles.csv"))
+    options = parser.parse_args()
+    if not options.dry_run and (options.preset == "paper") != (options.data is not None):
+        parser.error("--preset paper needs --data, a table of 9 × 9 Sudokus; the other presets make their own puzzles")
+    return options
+
+
+def main() -> None:
+    options = parse_options()
+    presets = {name: PRESETS[options.preset][name] for name in options.puzzles or PRESETS[options.preset]}
+    if options.backbone:
+        presets = {name: replace(preset, backbone=options.backbone) for name, preset in presets.items()}
+    done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
+    fabric = make_fabric("auto", 1, options.precision)
+    for puzzle, preset in presets.items():
+        train, test = ([], []) if options.dry_run else make_puzzles(preset, options.data)
+        for seed, method in product(options.seeds, options.methods or preset.methods):
+            setting = {"preset": options.preset, "puzzle": puzzle, "backbone": preset.backbone}
+            wanted = setting | {"method": method, "seed": seed}
+            n_parameters = sum(p.numel() for p in preset.make_network(method, seed).parameters())
+            print(*wanted.values(), f"{n_parameters:,} parameters", sep=", ", flush=True)
+            if options.dry_run or is_done(done, wanted):
+                continue
+            rows = run(method, preset, train, test, seed, fabric).assign(**wanted, n_parameters=n_parameters)
+            done = pd.concat([done, rows], ignore_index=True)
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            done.to_csv(options.out, index=False)
+            print(summarise(rows).to_string(), flush=True)
+    if not options.dry_run:
+        own = done[(done["preset"] == options.preset) & done["puzzle"].isin(presets)]
+        print(summarise(own).to_string())
+        trained = {puzzle: preset.n_layer_passes("trm") * preset.fit.n_steps for puzzle, preset in presets.items()}
+        draw(own, trained, options.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
