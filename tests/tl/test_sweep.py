@@ -43,7 +43,7 @@ def test_equivalent_configurations_are_run_once_and_are_what_such_a_model_would_
     assert (same == 1).all(axis=None)
     # blocks 1, 2, 3, 4, 6
     assert (table.groupby("n_latent")["residual"].nunique() == 5).all()
-    assert (table.groupby("n_latent")["accuracy"].nunique() > 2).all()
+    assert (table.groupby("n_latent")["accuracy"].nunique() > 1).all()
 
     for n_latent, n_deep, depth in [(1, 2, 3), (3, 1, 2), (3, 2, 1)]:
         other = rebuilt(opinionated, n_latent=n_latent, n_deep=n_deep)
