@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SECTION = "section"
 
 SYNTHETIC = {"n_sections": 4, "n_rows": 26, "n_cols": 28}
-SYNTHETIC_EPOCHS = 40
+SYNTHETIC_EPOCHS = 60
 """So few that all ends within two minutes on two cores; on data of your own as many as usual are taken."""
 
 

@@ -31,10 +31,6 @@ class DomainHead(nn.Module):
             logits_NC, target_N, ignore_index=-1, reduction="none", label_smoothing=self.label_smoothing
         )
 
-    def halting_loss(self, logits_NC: Tensor, target_N: Tensor) -> Tensor:
-        """Cross-entropy per spot without smoothing: what the halting target is made of."""
-        return F.cross_entropy(logits_NC, target_N, ignore_index=-1, reduction="none")
-
     def predict(self, logits_NC: Tensor) -> Tensor:
         return logits_NC.softmax(dim=-1)
 
