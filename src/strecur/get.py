@@ -33,7 +33,8 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
     Returns
     -------
     AnnData of the same spots and the predicted genes: ``X`` holds the predictions (float32, on the scale of the
-    training target; NaN for spots that were not predicted), ``var`` the reliability of every gene. ``obs``,
+    training target; NaN for spots that were not predicted; int32 for counts of all spots, to which scanpy's
+    normalisation applies), ``var`` the reliability of every gene, ``uns["target"]`` the scale. ``obs``,
     ``obsm["spatial"]``, ``obsm["grid"]`` and their entries in ``uns`` come along, and the colours of the categories.
 
     Raises
@@ -52,11 +53,15 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
     _anndata.require(record, "var_names", where=f"uns[{described!r}]", hint=hint)
     genes = pd.Index(map(str, record["var_names"]))
     reliability = record.get("reliability", pd.DataFrame(index=genes))
+    target = str(record.get("target", "log2"))
+    if target == "counts" and key != described:
+        target = "log2"  # the linear baseline beside counts
+    values = np.asarray(table.obsm[key])
     carried = [name for name in (*CARRIED, *(f"{column}_colors" for column in table.obs)) if name in table.uns]
     return AnnData(
-        np.array(table.obsm[key], dtype=np.float32),
+        values.astype(np.int32 if values.dtype.kind in "iu" else np.float32),
         obs=table.obs.copy(),
         var=reliability.reindex(genes),
         obsm={name: np.array(table.obsm[name]) for name in CARRIED if name in table.obsm},
-        uns={name: table.uns[name] for name in carried} | {"target": str(record.get("target", "log2"))},
+        uns={name: table.uns[name] for name in carried} | {"target": target},
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -122,6 +123,22 @@ def test_a_section_that_stops_equals_a_run_of_so_many_steps():
     assert never.n_steps == 6
     (late,) = run(stopping(network(), {63: 0.9}), [part], depth=6, halt_threshold=0.7, min_steps=4)
     assert late.n_steps == 4
+
+
+@pytest.mark.parametrize("limit", [1, 150, 10**6])
+def test_views_one_after_the_other_equal_all_together(limit, monkeypatch):
+    net, parts = network(), [section("a"), section("b", 9, 7), section("c", 1, 1)]
+    options = {"depth": 3, "breadth": 2, "noise": 0.1, "keep_latents": 4}
+    expected = restarts(net, parts, **options)
+    monkeypatch.setattr(import_module("strecur.engine.predict"), "MAX_BATCH_SPOTS", limit)
+    sizes, inner = [], net.step
+    net.step = lambda batch, carry: (sizes.append(len(batch.features_NF)), inner(batch, carry))[1]
+    found = restarts(net, parts, **options)
+    assert max(sizes) == {1: 63, 150: 126, 10**6: 504}[limit]
+    for runs, expected_runs in zip(found, expected, strict=True):
+        for one, other in zip(runs, expected_runs, strict=True):
+            for name in ("output_DN", "latent_ND", "halt_probability_D", "residual_D", "latents_DNE"):
+                np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-5)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 7])

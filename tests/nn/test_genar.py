@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from itertools import product
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from strecur.nn.genar import GenAR, GenARConfig
+from strecur.nn import TRMConfig
+from strecur.nn.genar import GenAR
+from strecur.nn.genar_config import GenARConfig
 from strecur.nn.genar_layers import PAPER_STD, Attention, ConditionEncoder, FiLM
 from strecur.nn.genar_targets import (
     clip_counts,
@@ -101,16 +104,17 @@ def test_pitfall_57_sequences_have_the_lengths_of_the_paper(condition):
 def test_derived_scales_rise_to_any_number_of_genes():
     assert derive_scales(200) == PAPER_SCALES
     assert derive_scales(302) == (1, 4, 8, 60, 151, 302)
-    for n_genes in range(1, 400):
-        scales = derive_scales(n_genes)
+    assert derive_scales(200, few=True) == (1, 4, 20, 200)
+    for n_genes, few in product(range(1, 400), (False, True)):
+        scales = derive_scales(n_genes, few=few)
         assert (scales[0], scales[-1]) == (1, n_genes)
         assert GenARConfig(scales, VOCABULARY).n_genes == n_genes
         assert all(finer >= 1.5 * coarse for coarse, finer in zip(scales, scales[1:], strict=False))
 
 
-@pytest.mark.parametrize("scales", [(), (0, 24), (1, 8, 4, 24), (1, 4, 4, 24), (1, 48, 24)])
+@pytest.mark.parametrize("scales", [(), (0, 24), (1, 8, 4, 24), (1, 4, 4, 24), (1, 48, 24), "all"])
 def test_pitfall_57_scales_that_do_not_rise_are_rejected(scales):
-    with pytest.raises(ValueError, match="derive_scales"):
+    with pytest.raises(ValueError, match="must rise from 1 or more"):
         GenARConfig(scales, VOCABULARY)
 
 
@@ -186,7 +190,7 @@ def test_pitfall_63_counts_beyond_the_vocabulary_are_clipped_for_the_loss_and_co
 @pytest.mark.parametrize(("width", "expected"), [(768, 97_521_169), (512, 44_776_849)])
 def test_parameters_are_those_of_paper_and_released_code(width, expected):
     """With the encoder of 1024 patch features; the paper is 768 wide, the code 512."""
-    config = replace(GenARConfig.paper(), width=width, condition_width=width)
+    config = replace(GenARConfig.paper().fitted(200, 2000), width=width, condition_width=width)
     assert config.scales == PAPER_SCALES
     with torch.device("meta"):
         modules = GenAR(config), ConditionEncoder(1024, width)
@@ -325,11 +329,39 @@ def test_encoder_reads_features_and_places():
 
 
 def test_configuration_survives_json_and_names_what_is_wrong():
-    config = GenARConfig.small(200, 512)
+    config = GenARConfig(recursion=TRMConfig(sigma=(1.0, 0.5))).fitted(200, 511)
     assert GenARConfig(**json.loads(json.dumps(asdict(config)))) == config
     for wrong in ({"width": 97}, {"vocabulary": 1}, {"last_loss": "mse"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             replace(config, **wrong)
+
+
+def test_configuration_is_completed_for_genes_and_counts():
+    assert GenARConfig().fitted(200, 431).scales == (1, 4, 20, 200)
+    assert GenARConfig(scales="paper").fitted(200, 431).scales == PAPER_SCALES
+    assert GenARConfig().fitted(200, 431).vocabulary == 432
+    assert GenARConfig().fitted(200, 10**6).vocabulary == 2001
+    assert GenARConfig().fitted(200, 0).vocabulary == 2
+    assert GenARConfig(vocabulary=50).fitted(200, 431).vocabulary == 50
+    with pytest.raises(ValueError, match="end with 30 genes, but 24 are to be predicted"):
+        GenARConfig((1, 30)).fitted(24, 10)
+
+
+def test_without_identity_genes_are_told_apart_by_their_place_alone(condition, counts):
+    net = network(gene_identity=False)
+    net.loss(condition, counts, generator()).total.backward()
+    assert net.gene.weight.grad is None
+    assert not net.gene.weight.any()
+    last = net.scales[-1]
+    assert torch.equal(last.identity(net.gene.weight), torch.zeros(N_GENES, 16))
+
+
+def test_cross_entropy_wants_the_true_token(condition, counts):
+    net = network(last_loss="cross_entropy").eval()
+    found = net.loss(condition, counts, generator()).scale_S[-1]
+    logits = net(condition, counts)[-1]
+    expected = F.cross_entropy(logits.flatten(0, 1), counts.long().flatten(), reduction="sum") / N_SPOTS
+    torch.testing.assert_close(found, expected.detach())
 
 
 # Generation
@@ -381,6 +413,13 @@ def test_samples_follow_the_predicted_distribution(condition):
     sampled = net.sample(condition.repeat(40, 1), generator()).counts_NG
     share = torch.bincount(sampled.flatten(), minlength=VOCABULARY) / sampled.numel()
     torch.testing.assert_close(share, probability, atol=0.015, rtol=0)
+
+
+def test_samples_do_not_depend_on_batches(condition):
+    net = network()
+    together = net.sample(condition, generator(4)).counts_NG
+    for max_tokens in (1, 80, 120):
+        assert torch.equal(net.sample(condition, generator(4), max_tokens=max_tokens).counts_NG, together)
 
 
 def test_samples_are_reproducible_and_sharpen_as_the_temperature_falls(condition):

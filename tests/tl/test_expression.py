@@ -7,74 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from toy_histology import GENES, N_GENES, RUN, SIDE, WIDTH, apply, join, make_section, train
 
 import strecur as st
-from strecur._symmetry import COMPOSE, ELEMENTS, transform_coords
+from strecur._symmetry import COMPOSE, transform_coords
 from strecur.engine import Augmentation
-from strecur.nn import WindowedConfig
 
 if TYPE_CHECKING:
     from strecur.models import ExpressionModel
-
-SIDE, WIDTH, N_GENES = 10, 12, 8
-SMALL = {"backbone": WindowedConfig(width=32, n_heads=2, window=4, n_global=1), "n_components": 6, "neighbours": (9,)}
-RUN = {"library_key": "section", "accelerator": "cpu", "precision": "32-true", "progress": False}
-GENES = [f"g{i}" for i in range(N_GENES)]
-
-
-def make_section(name: str, seed: int, *, n_genes: int = N_GENES) -> ad.AnnData:
-    """Square section whose expression follows the embedding of a spot and of its neighbours.
-
-    Six columns of the embedding are the same for all views of a patch, six turn with it.
-    """
-    rng = np.random.default_rng(seed)
-    row, col = (axis.ravel() for axis in np.indices((SIDE, SIDE)))
-    fields = rng.normal(size=(3, SIDE, SIDE))
-    around = np.mean([np.roll(fields, shift, (1, 2)) for shift in ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))], axis=0)
-    fixed = np.random.default_rng(0)  # the same biology in every section
-    mixing, loading = fixed.normal(size=(3, 6)), fixed.normal(size=(6, n_genes))
-    logits = np.vstack([fields, 2 * around]).reshape(6, -1).T @ loading
-    depth = 30 * np.exp(0.3 * rng.normal(size=(len(row), 1)))
-    counts = rng.poisson(depth * np.exp(0.4 * logits - 0.5)).astype(np.float32)
-    same = fields.reshape(3, -1).T @ mixing
-    arrow = rng.normal(size=(len(row), 3, 2))
-    views = np.stack([np.hstack([same, turn_arrows(arrow, g).reshape(len(row), -1)]) for g in range(8)], axis=1)
-    adata = ad.AnnData(
-        sparse.csr_matrix(counts),
-        obs=pd.DataFrame({"section": name}, index=[f"{name}_{i}" for i in range(len(row))]),
-        var=pd.DataFrame(index=[f"g{i}" for i in range(n_genes)]),
-        obsm={
-            "spatial": np.column_stack([col, row]) * 100.0,
-            "X_patch": views[:, 0].astype(np.float32),
-            "X_patch_d4": views.astype(np.float32),
-        },
-    )
-    adata.obs["array_row"], adata.obs["array_col"] = row, col
-    return adata
-
-
-def turn_arrows(arrows: np.ndarray, g: int) -> np.ndarray:
-    """Turn vectors (down, right) as the picture they lie in."""
-    transpose, flip_row, flip_col = ELEMENTS[g]
-    arrows = arrows[..., ::-1] if transpose else arrows
-    return arrows * np.where([flip_row, flip_col], -1, 1)
-
-
-def join(*parts: ad.AnnData) -> ad.AnnData:
-    record = {"encoder": "toy", "width": WIDTH, "views": 8, "probe": np.arange(WIDTH, dtype=np.float32)}
-    adata = ad.concat(parts, join="inner")
-    adata.uns["X_patch"] = record
-    adata.obs["section"] = adata.obs["section"].astype("category")
-    st.pp.to_grid(adata, library_key="section")
-    return adata
-
-
-def train(adata: ad.AnnData, **options: object) -> ExpressionModel:
-    return st.tl.train_expression(adata, **{**SMALL, **RUN, "genes": GENES, "max_epochs": 2, **options})
-
-
-def apply(adata: ad.AnnData, model: ExpressionModel, **options: object) -> ad.AnnData:
-    return st.tl.predict_expression(adata, model, **{**RUN, "copy": True, **options})
 
 
 def fitted(model: ExpressionModel) -> dict[str, np.ndarray]:
@@ -155,7 +95,8 @@ def test_what_is_written(model, new):
     record = new.uns["k"]
     assert record["var_names"] == GENES
     assert (record["target"], record["model"]) == ("log2", model.id)
-    assert record["params"] == {"depth": 3, "symmetric": True, "library_key": "section"}
+    assert {"depth": 3, "breadth": 1, "symmetric": True, "library_key": "section"}.items() <= record["params"].items()
+    assert list(record["residuals"]["step"]) == [1, 2, 3]
     assert list(record["reliability"].index) == GENES
     assert record["sections"].loc["S3", ["n_spots", "n_predicted", "n_steps"]].tolist() == [100, 100, 3]
 
@@ -463,7 +404,12 @@ def no_lattice(adata: ad.AnnData) -> None:
         (no_views, {}, KeyError, "views=8"),
         (no_embedding, {}, KeyError, "embed_patches"),
         (no_lattice, {}, KeyError, "to_grid"),
-        (None, {"depth": 0}, ValueError, "at least one outer step"),
+        (None, {"depth": 0}, ValueError, "depth=0: at least one"),
+        (None, {"breadth": 0}, ValueError, "breadth=0: at least one"),
+        (None, {"selection": "vote"}, ValueError, "selection='vote'"),
+        (None, {"stop_early": True}, ValueError, "trained without halting"),
+        (None, {"coverage": 1.0}, ValueError, "coverage=1.0"),
+        (None, {"coverage": 0.9}, ValueError, "calibrate_expression"),
         (None, {"key_added": "a/b"}, ValueError, "legal key"),
     ],
 )

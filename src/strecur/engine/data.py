@@ -94,7 +94,7 @@ def collate(sections: Sequence[Section], device: torch.device | str = "cpu") -> 
     """Concatenate sections into one batch, without padding."""
     targets = [s.target_N for s in sections]
     return Batch(
-        torch.cat([s.features_NF for s in sections]).to(device),
+        (torch.cat([s.features_NF for s in sections]) if len(sections) > 1 else sections[0].features_NF).to(device),
         Lattice.concatenate([s.lattice for s in sections]).to(device),
         None if any(t is None for t in targets) else torch.cat(targets).to(device),
     )

@@ -4,8 +4,9 @@ import logging
 import math
 import os
 import time
+import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -17,6 +18,8 @@ from strecur.engine.data import Section, collate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from strecur.nn import Batch
 
 logger = logging.getLogger("strecur")
 
@@ -36,7 +39,9 @@ class FitConfig:
     batch_sections
         Sections per batch.
     learning_rate, warmup
-        Peak rate, reached after ``warmup`` optimizer steps, then linear to zero.
+        Peak rate, reached after ``warmup`` optimizer steps; 0 begins with it.
+    schedule
+        How the rate goes to zero after that: ``"linear"`` or along a ``"cosine"``.
     weight_decay
         On matrices only.
     clip
@@ -55,6 +60,7 @@ class FitConfig:
     batch_sections: int = 1
     learning_rate: float = 1e-3
     warmup: int = 30
+    schedule: Literal["linear", "cosine"] = "linear"
     weight_decay: float = 0.5
     clip: float = 1.0
     ema: float = 0.98
@@ -73,11 +79,15 @@ def make_fabric(accelerator: str, devices: int, precision: str | None) -> Fabric
             f"'torchrun --nproc-per-node={devices} script.py'"
         )
         raise ValueError(msg)
-    fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision or "32-true")
+    n_machines = int(os.environ.get("GROUP_WORLD_SIZE", "1")) if devices > 1 else 1
+    place = {"accelerator": accelerator, "devices": devices, "num_nodes": n_machines}
+    fabric = Fabric(**place, precision=precision or "32-true")
     if precision is None and fast_bf16(fabric.device):
         # handed over as a plugin, bf16 is not announced on every call
         mixed = MixedPrecision("bf16-mixed", "cpu" if fabric.device.type == "cpu" else "cuda")
-        fabric = Fabric(accelerator=accelerator, devices=devices, plugins=mixed)
+        fabric = Fabric(**place, plugins=mixed)
+    if devices > 1:
+        fabric.launch()
     return fabric
 
 
@@ -118,9 +128,11 @@ def make_optimizer(network: nn.Module, config: FitConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, total: int, config: FitConfig) -> float:
-    """Rate of optimizer step 1, 2, …: linear warm-up to the peak, then linear to zero after the last step."""
+    """Rate of optimizer step 1, 2, …: linear warm-up to the peak, then to zero after the last step."""
     warmup = min(config.warmup, max(total // 4, 1))
-    rising, falling = step / warmup, (total + 1 - step) / max(total + 1 - warmup, 1)
+    rising, falling = step / max(warmup, 1), (total + 1 - step) / max(total + 1 - max(warmup, 1), 1)
+    if config.schedule == "cosine":
+        falling = (1 - math.cos(math.pi * falling)) / 2
     return config.learning_rate * min(rising, falling)
 
 
@@ -138,6 +150,9 @@ def fit(
     """Train ``network`` in place by deep supervision; leave the averaged (with ``validate``: the best) weights in it.
 
     Every batch is visited ``n_steps`` times: an optimizer step per outer step, the state carried on without gradient.
+    Several processes, each with its share of the sections, average their gradients. Augmentation is drawn for every
+    section and epoch alike wherever it is visited, so that processes with one section each train as one process with
+    all of them in its batch; what a network draws itself (held-out spots, random starts) differs.
 
     Parameters
     ----------
@@ -150,7 +165,8 @@ def fit(
     fabric
         Device and precision.
     augment
-        Draws a changed copy of a section.
+        Draws a changed copy of a section. If it has a method ``at``, that is given the share of the training that is
+        over, and returns what draws from then on.
     seed
         Seed of sampling and augmentation; global random state is not used.
     validate
@@ -162,32 +178,33 @@ def fit(
     -------
     One record per epoch: epoch, seconds, train_loss, learning_rate, and what ``validate`` returned.
     """
-    generator = torch.Generator().manual_seed(seed)
+    order = torch.Generator().manual_seed(seed)
     average = MovingAverage(network.to(fabric.device), config.ema)
-    module, optimizer = fabric.setup(network, make_optimizer(network, config))
-    module.mark_forward_method("training_step")
+    stepper, optimizer = fabric.setup(Stepper(network), make_optimizer(network, config))
     keeper = BestWeights(config.patience)
     n_batches = len(deal(sections, config, fabric, generator=torch.Generator()))
-    clock = Clock(planned=config.max_epochs * n_batches, minutes=config.max_minutes)
+    clock = Clock(planned=config.max_epochs * n_batches, minutes=config.max_minutes, agree=fabric.broadcast)
     history: list[dict[str, float]] = []
     bar = tqdm(range(1, config.max_epochs + 1), disable=not progress, desc="training", unit="epoch")
     try:
         for epoch in bar:
             losses = []
-            for chosen in deal(sections, config, fabric, generator=generator):
-                batch = collate([augment(section, generator) for section in chosen], fabric.device)
-                carry = network.training_start(batch, config.n_steps, generator)
+            for chosen in deal(sections, config, fabric, generator=order):
+                draw = augment.at(clock.share_done) if hasattr(augment, "at") else augment
+                generators = [visit_generator(seed, epoch, section) for section in chosen]
+                batch = collate(list(map(draw, chosen, generators)), fabric.device)
+                visit = Visit(network, batch, config.n_steps, generators[0])
                 for step in range(config.n_steps):
                     rate = learning_rate(clock.done * config.n_steps + step + 1, clock.planned * config.n_steps, config)
-                    loss, carry = module.training_step(batch, carry, generator)
+                    loss = stepper(visit)
                     require_finite(loss, epoch, step, chosen)
-                    descend(module, optimizer, loss, rate, config, fabric)
+                    descend(stepper, optimizer, loss, rate, config, fabric)
                     average.update(network)
                     losses.append(loss.detach())
                 clock.tick()
                 if clock.finished:
                     break
-            mean_loss = float(torch.stack(losses).mean())
+            mean_loss = float(fabric.all_reduce(torch.stack(losses).mean()))
             record = {"epoch": epoch, "seconds": clock.seconds, "train_loss": mean_loss, "learning_rate": rate}
             if validate is not None and (clock.finished or epoch % config.validate_every == 0):
                 record |= keeper.judge(network, average, validate)
@@ -200,6 +217,35 @@ def fit(
     bar.close()
     (keeper.weights or average).copy_to(network)
     return history
+
+
+class Visit:
+    """A batch on its way through the outer steps.
+
+    No dataclass: Fabric would look for tensors inside one, and cannot if it is frozen as batches are.
+    """
+
+    def __init__(self, network: nn.Module, batch: Batch, n_steps: int, generator: torch.Generator) -> None:
+        self.batch, self.generator = batch, generator
+        self.carry = network.training_start(batch, n_steps, generator)
+
+
+class Stepper(nn.Module):
+    """One supervision step as the ``forward`` that Fabric wraps, for its precision and its exchange of gradients."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, visit: Visit) -> torch.Tensor:
+        """Return the loss, and leave the state to go on from in ``visit``."""
+        loss, visit.carry = self.network.training_step(visit.batch, visit.carry, visit.generator)
+        return loss
+
+
+def visit_generator(seed: int, epoch: int, section: Section) -> torch.Generator:
+    """Random stream of one visit of a section; it does not depend on the process or the batch."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{epoch}/{section.name}".encode()))
 
 
 def deal(
@@ -244,21 +290,31 @@ def require_finite(loss: torch.Tensor, epoch: int, step: int, sections: Sequence
 class Clock:
     """Counts batches and, given a time limit, shortens the plan to what the measured speed allows."""
 
-    def __init__(self, planned: int, minutes: float | None, *, warm: int = 5) -> None:
-        self.planned, self.done, self.warm = planned, 0, warm
+    def __init__(
+        self,
+        planned: int,
+        minutes: float | None,
+        *,
+        warm: int = 5,
+        agree: Callable[[float], float] = float,
+    ) -> None:
+        self.planned, self.done, self.warm, self.agree = planned, 0, warm, agree
         self.limit = math.inf if minutes is None else 60 * minutes
-        self.begin = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.begin
+        self.begin, self.seconds = time.monotonic(), 0.0
 
     @property
     def finished(self) -> bool:
         return self.done >= self.planned or self.seconds >= self.limit
 
+    @property
+    def share_done(self) -> float:
+        """Part of the planned batches that is over, 0 to 1."""
+        return self.done / self.planned
+
     def tick(self) -> None:
         self.done += 1
+        # all processes go by one clock, or one of them would wait for the others for ever
+        self.seconds = self.agree(time.monotonic() - self.begin)
         if self.done == self.warm and self.limit < math.inf:
             self.planned = min(self.planned, max(int(self.limit / self.seconds * self.done), self.done))
 

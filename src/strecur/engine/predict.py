@@ -128,11 +128,9 @@ def predict(
             while waiting and len(active) < inference.slots:
                 active.append(waiting.popleft())
             advance(network, active, batches, fabric)
-            finished = [job for job in active if job.is_finished]
-            active = [job for job in active if not job.is_finished]
-            for job in finished:
-                job.finish()
-            bar.update(len(finished))
+            running = [job for job in active if not job.is_finished]
+            bar.update(len(active) - len(running))
+            active = running
     results = [job.result for job in jobs]
     return [results[start : start + inference.breadth] for start in range(0, len(results), inference.breadth)]
 
@@ -145,26 +143,43 @@ class Part:
     generator: torch.Generator | None
     carry: Carry | None = None
 
+    def latent(self) -> Tensor:
+        """Last state of every spot."""
+        return self.carry.state[-1][-len(self.section.lattice.row_N) :]
+
 
 @dataclass
 class Job:
-    """One restart of one section; all its views advance together, so that they stop together."""
+    """One restart of one section, averaged over its views.
+
+    Views advance together, so that they stop together. Where all steps are run in any case, only so many advance
+    together as fill a batch, one round after the other: the states of all views of a large section take much memory.
+    """
 
     network: SpotNetwork
     section: Section
     restart: int
     inference: Inference
+    n_views: int = field(init=False)
+    rounds: deque[range] = field(init=False)
     parts: list[Part] = field(init=False)
+    step: int = field(init=False)
     outputs: list[Tensor] = field(default_factory=list)
     halts: list[Tensor] = field(default_factory=list)
     residuals: list[Tensor] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
+    last_latent: list[Tensor] = field(default_factory=list)
     result: Prediction | None = None
 
     def __post_init__(self) -> None:
-        section = replace(self.section, target_N=None)
-        chosen = symmetries(section.lattice.layout)[: None if self.inference.symmetric else 1]
-        self.parts = [Part(view(section, g), self.stream(i)) for i, g in enumerate(chosen)]
+        self.section = replace(self.section, target_N=None)
+        self.n_views = len(symmetries(self.section.lattice.layout)) if self.inference.symmetric else 1
+        together = self.n_views
+        if self.inference.halt_threshold is None:
+            together = max(MAX_BATCH_SPOTS // len(self.section.lattice.row_N), 1)
+        views = range(self.n_views)
+        self.rounds = deque(views[start : start + together] for start in range(0, self.n_views, together))
+        self.begin_round()
 
     @property
     def is_random(self) -> bool:
@@ -174,10 +189,18 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        threshold, done = self.inference.halt_threshold, len(self.halts)
-        if done == self.inference.depth:
-            return True
-        return threshold is not None and done >= self.inference.min_steps and bool(self.halts[-1] > threshold)
+        return self.result is not None
+
+    @property
+    def has_halted(self) -> bool:
+        threshold = self.inference.halt_threshold
+        return threshold is not None and self.step >= self.inference.min_steps and bool(self.halts[-1] > threshold)
+
+    def begin_round(self) -> None:
+        """Take up the next views, before their first step."""
+        elements = symmetries(self.section.lattice.layout)
+        self.parts = [Part(view(self.section, elements[i]), self.stream(i)) for i in self.rounds.popleft()]
+        self.step = 0
 
     def stream(self, i_view: int) -> torch.Generator | None:
         """Random stream that depends on nothing but the seed, the section's name, the restart and the view."""
@@ -187,51 +210,62 @@ class Job:
         return torch.Generator().manual_seed(zlib.crc32(key.encode()))
 
     def record(self, outputs: list[Tensor], halts: list[Tensor], residuals: list[Tensor]) -> None:
-        """Average one step over the views."""
-        if not self.inference.keep_steps:
-            self.outputs.clear()
-        self.outputs.append(torch.stack(outputs).mean(dim=0).cpu())
-        self.halts.append(torch.stack(halts).mean())
-        self.residuals.append(torch.stack(residuals).mean())
+        """Take in one step of the views of this round; after the last one go on to the next views, or to the result."""
+        self.step += 1
+        self.add(self.halts, halts, self.step)
+        self.add(self.residuals, residuals, self.step)
+        is_last = self.step == self.inference.depth or self.has_halted
+        if self.inference.keep_steps or is_last:
+            self.add(self.outputs, outputs, self.step if self.inference.keep_steps else 1)
         if self.inference.keep_latents:
-            latent_ND = self.latent()
-            n_kept = min(self.inference.keep_latents, len(latent_ND))
-            self.latents.append(latent_ND[torch.linspace(0, len(latent_ND) - 1, n_kept).long()])
+            n_spots = len(self.section.lattice.row_N)
+            kept = torch.linspace(0, n_spots - 1, min(self.inference.keep_latents, n_spots)).long()
+            self.add(self.latents, [part.latent()[kept] for part in self.parts], self.step)
+        if is_last:
+            self.add(self.last_latent, [part.latent() for part in self.parts], 1)
+            if self.rounds:
+                self.begin_round()
+            else:
+                self.finish()
 
-    def latent(self) -> Tensor:
-        """Latent of every spot, averaged over the views."""
-        n_spots = len(self.section.lattice.row_N)
-        return torch.stack([part.carry.state[-1][-n_spots:].float() for part in self.parts]).mean(dim=0).cpu()
+    def add(self, records: list[Tensor], values: Sequence[Tensor], step: int) -> None:
+        """Add to the mean over all views what those of this round contribute to one step."""
+        share = sum(value.float().cpu() for value in values) / self.n_views
+        if len(records) < step:
+            records.append(share)
+        else:
+            records[step - 1] += share
 
     def finish(self) -> None:
         """Turn the records into a result, and let go of the states."""
-        n_steps, depth = len(self.halts), self.inference.depth
+        n_steps, depth = self.step, self.inference.depth
         outputs = self.outputs + self.outputs[-1:] * (depth - n_steps if self.inference.keep_steps else 0)
         halts = self.halts + self.halts[-1:] * (depth - n_steps)
         residuals = self.residuals + [torch.tensor(torch.nan)] * (depth - n_steps)
         latents = self.latents + self.latents[-1:] * (depth - n_steps)
         self.result = Prediction(
             torch.stack(outputs).numpy(),
-            self.latent().numpy(),
-            torch.stack([h.cpu() for h in halts]).numpy(),
-            torch.stack([r.cpu() for r in residuals]).numpy(),
+            self.last_latent[0].numpy(),
+            torch.stack(halts).numpy(),
+            torch.stack(residuals).numpy(),
             n_steps,
             torch.stack(latents).numpy() if latents else None,
         )
-        self.outputs, self.latents, self.parts = [], [], []
+        self.outputs, self.latents, self.last_latent, self.parts = [], [], [], []
 
 
 class Batches:
     """Makes the batch of some parts, and keeps the last one as long as the same parts come again."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.kept = device, {}
+        self.device, self.sections, self.batch = device, [], None
 
     def of(self, parts: Sequence[Part]) -> Batch:
-        key = tuple(map(id, parts))
-        if key not in self.kept:
-            self.kept = {key: collate([part.section for part in parts], self.device)}
-        return self.kept[key]
+        sections = [part.section for part in parts]
+        if list(map(id, sections)) != list(map(id, self.sections)):
+            self.batch = None  # gone before the next one comes
+            self.sections, self.batch = sections, collate(sections, self.device)
+        return self.batch
 
 
 @torch.inference_mode()
@@ -283,6 +317,8 @@ def join(network: SpotNetwork, batch: Batch, parts: Sequence[Part], *, random: b
         own = collate([parts[i].section], batch.features_NF.device)
         own_streams = None if streams is None else Streams([parts[i].generator], noise=noise)
         (parts[i].carry,) = split(network.start(own, own_streams, random=random), own.lattice)
+    if len(parts) == 1:
+        return replace(parts[0].carry, streams=streams)
     n_context = len(network.context)
     states = [
         torch.cat([piece[:n_context] for piece in pieces] + [piece[n_context:] for piece in pieces])
@@ -293,6 +329,8 @@ def join(network: SpotNetwork, batch: Batch, parts: Sequence[Part], *, random: b
 
 def split(carry: Carry, lattice: Lattice) -> list[Carry]:
     """Cut the states into those of each section, its context tokens first."""
+    if lattice.n_sections == 1:
+        return [Carry(carry.state)]
     parts: list[list[Tensor]] = [[] for _ in lattice.length_S]
     for tokens_TD in carry.state:
         n_tokens = len(tokens_TD) - len(lattice.row_N)

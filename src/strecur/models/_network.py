@@ -10,14 +10,19 @@ from torch import nn
 
 from strecur.nn import (
     TRM,
+    CountHead,
+    CountNetwork,
     DenseBackbone,
     DenseConfig,
     Feedforward,
     FeedforwardConfig,
+    GenARConfig,
     HierarchicalBackbone,
     HierarchicalConfig,
     HistBackbone,
     HistConfig,
+    PatchBackbone,
+    PatchConfig,
     SpotNetwork,
     TRMConfig,
     Universal,
@@ -25,23 +30,26 @@ from strecur.nn import (
     WindowedBackbone,
     WindowedConfig,
 )
+from strecur.nn.layers import shrink_branches
 
 if TYPE_CHECKING:
     import numpy as np
 
-Architecture = TRMConfig | UniversalConfig | FeedforwardConfig
-Backbone = WindowedConfig | DenseConfig | HierarchicalConfig | HistConfig
+Architecture = TRMConfig | UniversalConfig | FeedforwardConfig | GenARConfig
+Backbone = WindowedConfig | DenseConfig | HierarchicalConfig | HistConfig | PatchConfig
 
 ARCHITECTURES = {
     "trm": (TRMConfig, TRM),
     "universal": (UniversalConfig, Universal),
     "feedforward": (FeedforwardConfig, Feedforward),
+    "genar": (GenARConfig, CountNetwork),
 }
 BACKBONES = {
     "windowed": (WindowedConfig, WindowedBackbone),
     "dense": (DenseConfig, DenseBackbone),
     "hierarchical": (HierarchicalConfig, HierarchicalBackbone),
     "hist": (HistConfig, HistBackbone),
+    "patch": (PatchConfig, PatchBackbone),
 }
 
 PREFIX = "network."
@@ -98,8 +106,19 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body = module_of(backbone, BACKBONES)(backbone)
-        recursion = module_of(architecture, ARCHITECTURES)(body, architecture)
+        iterated = recursion_of(architecture)
+        shrink_branches(body, iterated.branch_gain)
+        recursion = module_of(iterated, ARCHITECTURES)(body, iterated)
+        if isinstance(architecture, GenARConfig):
+            return CountNetwork(n_features, recursion, CountHead(body.width, architecture))
         return SpotNetwork(n_features, recursion, head(body.width, n_outputs), halting=halting)
+
+
+def recursion_of(architecture: Architecture) -> TRMConfig | UniversalConfig | FeedforwardConfig:
+    """Return how the backbone is iterated; GenAR by itself runs it once."""
+    if isinstance(architecture, GenARConfig):
+        return architecture.recursion or FeedforwardConfig()
+    return architecture
 
 
 def module_of(config: Architecture | Backbone, known: dict[str, tuple[type, type]]) -> type[nn.Module]:

@@ -29,9 +29,9 @@ class ExpressionTarget:
         Genes, by name.
     scale
         ``"log2"``: log2(counts + 1); ``"log2_normalised"``: the same of counts that are divided by the library size of
-        their spot and multiplied by ``median_size``.
+        their spot and multiplied by ``median_size``; ``"counts"``: the counts themselves.
     median_size
-        Median library size of the training spots; ``None`` for ``"log2"``.
+        Median library size of the training spots; only for ``"log2_normalised"``.
     size_factor_key
         ``obs`` column of library sizes; ``None``: the sum over all genes of the object.
     layer
@@ -52,9 +52,14 @@ class ExpressionTarget:
         if self.median_size is not None:
             sizes = library_sizes(adata, counts, self.size_factor_key)
             values *= (self.median_size / sizes).astype(np.float32)[:, None]
-        values = np.log2(values + 1, dtype=np.float32)
+        if self.scale != "counts":
+            values = np.log2(values + 1, dtype=np.float32)
         values[:, selection.getnnz(axis=0) == 0] = np.nan
         return values
+
+    def log2(self, values: np.ndarray) -> np.ndarray:
+        """Bring counts to log2(counts + 1), where genes are compared; values of other scales are there already."""
+        return np.log2(values + 1, dtype=np.float32) if self.scale == "counts" else values
 
 
 def fit_target(

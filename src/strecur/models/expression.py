@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from strecur.engine import Inference, Prediction, Section, predict
+from strecur.engine import Inference, Prediction, Section
 from strecur.engine.fit import make_fabric
+from strecur.models._counts import predict_values, spread_of_counts
 from strecur.models._features import SpotFeatures, features_from_saved, features_to_saved
+from strecur.models._intervals import ExpressionErrors
 from strecur.models._network import Architecture, Backbone, network_from_saved, network_to_saved, to_json
 from strecur.models._storage import load_folder, save_folder
 from strecur.models._targets import ExpressionTarget
@@ -56,6 +58,11 @@ class ExpressionModel:
         Scores of network and baseline on the validation sections; empty without one.
     sections
         Sections the model was trained on.
+    errors
+        How far predictions were off on sections it was not trained on, for intervals; ``None`` before a calibration.
+    halt_threshold
+        Halt probability from which a section stops, placed by :func:`strecur.tl.calibrate_halting`; ``None``: that of
+        the recipe.
     id
         Random identifier, written beside every result.
     """
@@ -71,6 +78,8 @@ class ExpressionModel:
     history: pd.DataFrame
     scores: pd.DataFrame
     sections: list[str]
+    errors: ExpressionErrors | None = None
+    halt_threshold: float | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     @property
@@ -137,13 +146,42 @@ class ExpressionModel:
         -------
         The restarts of each section.
         """
-        return predict(
+        return predict_values(
             self.network,
             sections,
             inference or Inference(self.architecture.n_steps, keep_steps=False),
             fabric=make_fabric(accelerator, 1, precision),
             progress=progress,
         )
+
+    def spread_of_counts(
+        self,
+        sections: Sequence[Section],
+        inference: Inference,
+        n_samples: int,
+        *,
+        accelerator: str = "auto",
+        precision: str | None = None,
+    ) -> list[np.ndarray]:
+        """Let a model of counts draw them several times.
+
+        Parameters
+        ----------
+        sections
+            Features and lattices.
+        inference
+            Depth and the like; its seed decides the draws, which depend on nothing but the section besides.
+        n_samples
+            Number of draws.
+        accelerator, precision
+            As in Lightning.
+
+        Returns
+        -------
+        Standard deviation of log2(count + 1) over the draws, spots × genes float32 for each section.
+        """
+        fabric = make_fabric(accelerator, 1, precision)
+        return spread_of_counts(self.network, sections, inference, n_samples, fabric=fabric)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder of ``config.json`` and ``weights.safetensors``.
@@ -166,7 +204,10 @@ class ExpressionModel:
             "reliability": self.reliability.to_dict(orient="list"),
             "history": self.history.to_dict(orient="list"),
             "scores": self.scores.to_dict(),
+            "halt_threshold": self.halt_threshold,
         }
+        if self.errors is not None:
+            arrays |= {f"errors.{name}": value for name, value in asdict(self.errors).items()}
         arrays |= {f"baseline.{name}": value for name, value in asdict(self.baseline).items()}
         if self.network is not None:
             network, weights = network_to_saved(self.network, self.architecture, self.backbone, self.halting)
@@ -192,6 +233,7 @@ class ExpressionModel:
         network = dict.fromkeys(("network", "architecture", "backbone", "halting"))
         if "architecture" in config:
             network = network_from_saved(config, arrays, features.n_columns, ExpressionHead, len(target.genes))
+        errors = {k.removeprefix("errors."): v for k, v in arrays.items() if k.startswith("errors.")}
         return cls(
             target=target,
             features=features,
@@ -201,5 +243,7 @@ class ExpressionModel:
             history=pd.DataFrame(config["history"]),
             scores=pd.DataFrame(config["scores"]),
             sections=config["sections"],
+            errors=ExpressionErrors(**errors) if errors else None,
+            halt_threshold=config["halt_threshold"],
             id=config["id"],
         )

@@ -7,7 +7,9 @@ width, ``F`` features, ``C`` domains, ``G`` genes.
 
 from __future__ import annotations
 
+from strecur.nn.counts import CountHead, CountNetwork, PatchBackbone, PatchConfig
 from strecur.nn.dense import DenseBackbone, DenseConfig
+from strecur.nn.genar_config import GenARConfig
 from strecur.nn.heads import DomainHead, ExpressionHead
 from strecur.nn.hierarchical import HierarchicalBackbone, HierarchicalConfig, HistBackbone, HistConfig
 from strecur.nn.lattice import Lattice
@@ -20,17 +22,22 @@ __all__ = [
     "TRMConfig",
     "Batch",
     "Carry",
+    "CountHead",
+    "CountNetwork",
     "DenseBackbone",
     "DenseConfig",
     "DomainHead",
     "ExpressionHead",
     "Feedforward",
     "FeedforwardConfig",
+    "GenARConfig",
     "HierarchicalBackbone",
     "HierarchicalConfig",
     "HistBackbone",
     "HistConfig",
     "Lattice",
+    "PatchBackbone",
+    "PatchConfig",
     "SpotNetwork",
     "Streams",
     "Universal",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from strecur.nn.layers import SwiGLU, linear, rms_norm
+from strecur.nn.layers import BranchEnd, SwiGLU, in_chunks, linear, rms_norm
 
 if TYPE_CHECKING:
     from strecur.nn.lattice import Lattice
@@ -29,11 +29,15 @@ class DenseLayer(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         self.qkv = linear(width, 3 * width)
-        self.out = linear(width, width)
+        self.out = BranchEnd(width, width)
         self.mlp = SwiGLU(width)
 
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
         h_TD = rms_norm(h_TD + self.out(self.attend(self.qkv(h_TD), lattice)))
+        return in_chunks(self.refine, h_TD)
+
+    def refine(self, h_TD: Tensor) -> Tensor:
+        """Second half of the layer, which looks at single tokens."""
         return rms_norm(h_TD + self.mlp(h_TD))
 
     def attend(self, qkv_T: Tensor, lattice: Lattice) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from strecur.nn.genar_layers import Block, FiLM, initialise, modulate, random_state_from
 from strecur.nn.genar_targets import (
     clip_counts,
-    derive_scales,
     expected_count,
     gaussian_labels,
     gaussian_logits,
@@ -30,81 +29,11 @@ from strecur.nn.genar_targets import (
     soft_labels,
 )
 
+if TYPE_CHECKING:
+    from strecur.nn.genar_config import GenARConfig
+
 # The last scale starts from its parents and from which gene it is.
 PARENT_SHARE, IDENTITY_SHARE = 0.7, 0.3
-
-
-@dataclass(frozen=True)
-class GenARConfig:
-    """Size and loss of GenAR; the defaults train on two CPU cores in minutes.
-
-    Attributes
-    ----------
-    scales
-        Number of gene groups of each scale, rising to the number of genes. A scale need not divide the next one or the
-        genes: groups are consecutive, share no gene, and differ in size by one at most.
-    vocabulary
-        Number of count tokens; the largest count that can be predicted is ``vocabulary - 1``.
-    width, n_layers, n_heads, mlp_ratio
-        Size of the transformer.
-    condition_width
-        Width of the embedding of a spot that everything is conditioned on; its values should be of order 1.
-    dropout
-        In the identities of gene groups and in what a scale takes over from the coarser one.
-    drop_path
-        Rate at which the last layer is skipped; the rate rises linearly over the layers.
-    last_loss
-        For single genes, ``"gaussian_kl"`` compares the tokens with a Gaussian around the true count (released code),
-        ``"gaussian_nll"`` fits the mean token (the paper).
-    normalized
-        Mean instead of sum over the gene groups of a scale, so that all scales weigh the same.
-    """
-
-    scales: tuple[int, ...]
-    vocabulary: int
-    width: int = 96
-    n_layers: int = 2
-    n_heads: int = 4
-    mlp_ratio: float = 3.0
-    condition_width: int = 96
-    dropout: float = 0.1
-    drop_path: float = 0.1
-    last_loss: Literal["gaussian_kl", "gaussian_nll"] = "gaussian_kl"
-    normalized: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", tuple(self.scales))  # a list when it comes from JSON
-        if not self.scales or self.scales[0] < 1 or list(self.scales) != sorted(set(self.scales)):
-            msg = f"scales={self.scales} must rise from 1 or more to the number of genes; see derive_scales(n_genes)"
-            raise ValueError(msg)
-        if self.vocabulary < 2:
-            msg = f"vocabulary={self.vocabulary}; it needs the largest training count + 1 tokens, at least 2"
-            raise ValueError(msg)
-        if self.width % self.n_heads:
-            msg = f"width={self.width} is not a multiple of n_heads={self.n_heads}"
-            raise ValueError(msg)
-        if self.last_loss not in {"gaussian_kl", "gaussian_nll"}:
-            msg = f"last_loss={self.last_loss!r}; choose 'gaussian_kl' or 'gaussian_nll'"
-            raise ValueError(msg)
-
-    @classmethod
-    def small(cls, n_genes: int, vocabulary: int) -> GenARConfig:
-        """The defaults, for a number of genes."""
-        return cls(derive_scales(n_genes), vocabulary)
-
-    @classmethod
-    def paper(cls, n_genes: int = 200, vocabulary: int = 2001) -> GenARConfig:
-        """The size of paper 002; the conditions are as wide as the transformer."""
-        return cls(derive_scales(n_genes), vocabulary, width=768, n_layers=8, n_heads=8, condition_width=768)
-
-    @property
-    def n_genes(self) -> int:
-        return self.scales[-1]
-
-    @property
-    def longest_sequence(self) -> int:
-        """Positions of the last scale: the start, all coarser groups, all genes."""
-        return 1 + sum(self.scales)
 
 
 class Scale(nn.Module):
@@ -184,6 +113,11 @@ class Generated:
 Choose = Callable[[Tensor], Tensor]  # logits (N, P, V) to tokens (N, P)
 
 
+def most_probable(logits_NPV: Tensor) -> Tensor:
+    """Choose the most probable token of each group, the lowest one if several are."""
+    return logits_NPV.argmax(dim=-1)
+
+
 class GenAR(nn.Module):
     """Predict gene counts scale by scale, each from the tokens of all coarser scales and the condition of the spot.
 
@@ -196,7 +130,7 @@ class GenAR(nn.Module):
     Parameters
     ----------
     config
-        Size and loss.
+        Size and loss, with scales and vocabulary (:meth:`GenARConfig.fitted`).
     """
 
     def __init__(self, config: GenARConfig) -> None:
@@ -216,6 +150,8 @@ class GenAR(nn.Module):
         self.head = nn.Linear(config.width, config.vocabulary)
         initialise(self, config.width)
         self.film.start_as_identity()  # after everything was drawn
+        if not config.gene_identity:
+            nn.init.zeros_(self.gene.weight).requires_grad_(requires_grad=False)
 
     def forward(self, condition_NC: Tensor, counts_NG: Tensor) -> list[Tensor]:
         """Logits (N, P, V) of every scale given the true tokens of the coarser ones (teacher forcing)."""
@@ -258,6 +194,8 @@ class GenAR(nn.Module):
             return kl_loss(logits_NPV, soft_labels(pool(counts_NG, n_groups), vocabulary), normalized=normalized)
         if self.config.last_loss == "gaussian_nll":
             return gaussian_nll_loss(logits_NPV, counts_NG, normalized=normalized)
+        if self.config.last_loss == "cross_entropy":
+            return kl_loss(logits_NPV, soft_labels(counts_NG, vocabulary), normalized=normalized)
         return kl_loss(logits_NPV, gaussian_labels(counts_NG, vocabulary), normalized=normalized)
 
     def decode(self, condition_NC: Tensor, *, max_tokens: int = 32_768) -> Generated:
@@ -270,7 +208,7 @@ class GenAR(nn.Module):
         max_tokens
             Positions processed at once; spots are generated in batches that fit.
         """
-        return self.generate(condition_NC, lambda logits_NPV: logits_NPV.argmax(dim=-1), max_tokens)
+        return self.generate(condition_NC, lambda _: most_probable, max_tokens)
 
     def sample(
         self, condition_NC: Tensor, generator: torch.Generator, *, temperature: float = 1.0, max_tokens: int = 32_768
@@ -282,7 +220,8 @@ class GenAR(nn.Module):
         condition_NC
             Embedding of every spot.
         generator
-            Source of randomness, on the device of the condition. Draws depend on the batches, so on ``max_tokens``.
+            Source of randomness, on the CPU. What is drawn for a spot depends on its place among the spots alone, not
+            on ``max_tokens``.
         temperature
             Above 0; below 1 draws closer to the most probable token.
         max_tokens
@@ -292,19 +231,28 @@ class GenAR(nn.Module):
             msg = f"temperature={temperature} must be above 0; for the most probable tokens call decode"
             raise ValueError(msg)
 
-        def draw(logits_NPV: Tensor) -> Tensor:
-            probability = (logits_NPV / temperature).softmax(dim=-1)
-            return torch.multinomial(probability.flatten(0, 1), 1, generator=generator).view(logits_NPV.shape[:2])
+        def choose_for(n_spots: int) -> Choose:
+            # spot by spot, so that batches only cut the stream of draws
+            uniform_NL = torch.rand(n_spots, sum(self.config.scales), generator=generator)
+            by_scale = iter(uniform_NL.split(self.config.scales, dim=1))
 
-        return self.generate(condition_NC, draw, max_tokens)
+            def draw(logits_NPV: Tensor) -> Tensor:
+                cumulative_NPV = (logits_NPV / temperature).softmax(dim=-1).cumsum(dim=-1)
+                uniform_NP1 = next(by_scale)[..., None].to(cumulative_NPV).contiguous()
+                return torch.searchsorted(cumulative_NPV, uniform_NP1)[..., 0].clamp(max=self.config.vocabulary - 1)
+
+            return draw
+
+        return self.generate(condition_NC, choose_for, max_tokens)
 
     @torch.no_grad()
-    def generate(self, condition_NC: Tensor, choose: Choose, max_tokens: int) -> Generated:
-        """Generate spots in batches, without dropout."""
+    def generate(self, condition_NC: Tensor, choose_for: Callable[[int], Choose], max_tokens: int) -> Generated:
+        """Generate spots in batches, each with what chooses the tokens of so many spots, and without dropout."""
         was_training = self.training
         self.eval()
         counts, expected = [], []
         for part_NC in condition_NC.split(max(max_tokens // self.config.longest_sequence, 1)):
+            choose = choose_for(len(part_NC))
             logits_NGV = self.run(part_NC, choose)[-1]
             counts.append(choose(self.token_logits(logits_NGV)))
             expected.append(expected_count(logits_NGV))
@@ -313,7 +261,7 @@ class GenAR(nn.Module):
 
     def token_logits(self, logits_NGV: Tensor) -> Tensor:
         """What the last scale says of tokens: after ``"gaussian_nll"`` only the mean of its output means something."""
-        if self.config.last_loss == "gaussian_kl":
+        if self.config.last_loss != "gaussian_nll":
             return logits_NGV
         mean_NG = expected_count(logits_NGV)
         return gaussian_logits(mean_NG, predicted_variance(mean_NG), self.config.vocabulary)

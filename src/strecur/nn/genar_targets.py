@@ -15,12 +15,14 @@ from torch.nn import functional as F
 SLOPE, OFFSET = 0.01, 1.0
 
 
-def derive_scales(n_genes: int) -> tuple[int, ...]:
+def derive_scales(n_genes: int, *, few: bool = False) -> tuple[int, ...]:
     """Choose numbers of gene groups: 1, 4, 8, a fifth and a half of the genes, all of them.
 
-    Left out is what exceeds a half of the genes or is close to the next number.
+    With ``few`` they are 1, 4, a tenth and all, which makes sequences of half the length. Left out is what exceeds a
+    half of the genes or is close to the next number.
     """
-    coarse = {n for n in (1, 4, 8, n_genes // 5, n_genes // 2) if 1 <= n <= n_genes // 2}
+    candidates = (1, 4, n_genes // 10) if few else (1, 4, 8, n_genes // 5, n_genes // 2)
+    coarse = {n for n in candidates if 1 <= n <= n_genes // 2}
     return (*(n for n, finer in pairwise([*sorted(coarse), n_genes]) if finer >= 1.5 * n), n_genes)
 
 

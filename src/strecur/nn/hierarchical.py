@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from strecur.nn.layers import SwiGLU, linear, rms_norm
+from strecur.nn.layers import BranchEnd, SwiGLU, block_size, in_chunks, linear, rms_norm
 from strecur.nn.windowed import relative_pairs
 
 if TYPE_CHECKING:
@@ -136,12 +136,22 @@ class SlideAttention(nn.Module):
         regular_share, shifted_share = (scale / (scale * total).sum(dim=0)).to(regular.dtype)
         return (regular_share * regular + shifted_share * shifted).flatten(1)
 
-    def attend_within(self, windows: Windows, qkv_N: Tensor, bias_HKK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def attend_within(self, windows: Windows, qkv_N: Tensor, bias_HKK: Tensor) -> list[Tensor]:
         """Attend within windows, short of the division by the total weight.
 
         Returns, for each spot and head, the weighted sum of the values (N, H, E), the total weight (N, H, 1) and the
-        largest logit, of which the weights are relative (N, H, 1). Written out, since the fused kernel is several times
-        slower on a CPU for so many small windows with a bias.
+        largest logit, of which the weights are relative (N, H, 1).
+        """
+        blocks = windows.blocks(block_size(self.window**2))
+        parts = zip(*(self.attend_block(block, qkv_N, bias_HKK) for block in blocks), strict=True)
+        at = windows.site_N[:, None] + torch.arange(self.n_heads, device=qkv_N.device) * windows.spot_WK.numel()
+        tables = (torch.cat(part, dim=1).flatten(0, 2) for part in parts)
+        return [table.index_select(0, at.flatten()).view(*at.shape, -1) for table in tables]
+
+    def attend_block(self, windows: Windows, qkv_N: Tensor, bias_HKK: Tensor) -> list[Tensor]:
+        """Results of :meth:`attend_within` for some windows, each (H, W, K, …).
+
+        Written out, since the fused kernel is several times slower on a CPU for so many small windows with a bias.
         """
         n_heads, (n_windows, n_slots) = self.n_heads, windows.occupied_WK.shape
         rows = qkv_N.reshape(3 * n_heads * len(qkv_N), -1)
@@ -154,9 +164,7 @@ class SlideAttention(nn.Module):
         weights_BKK = (scores_BKK - top_BK1).exp()
         total_BK1 = weights_BKK.sum(dim=-1, keepdim=True)
         out_BKE = F.dropout(weights_BKK, self.dropout, self.training).to(v.dtype) @ v
-        at = windows.site_N[:, None] + torch.arange(n_heads, device=rows.device) * (n_windows * n_slots)
-        parts = (part.flatten(0, 1).index_select(0, at.flatten()) for part in (out_BKE, total_BK1, top_BK1))
-        return tuple(part.view(len(qkv_N), n_heads, -1) for part in parts)
+        return [part.unflatten(0, (n_heads, n_windows)) for part in (out_BKE, total_BK1, top_BK1)]
 
 
 def raised(scores: Tensor) -> Tensor:
@@ -196,12 +204,16 @@ class RecursiveLayer(nn.Module):
         super().__init__()
         self.qkv = linear(config.width, 3 * config.width)
         self.attention = SlideAttention(config.n_heads, config.window)
-        self.out = linear(config.width, config.width)
+        self.out = BranchEnd(config.width, config.width)
         self.mlp = SwiGLU(config.width)
 
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
         tokens, spots = split_tokens(self.qkv(h_TD), lattice)
         h_TD = rms_norm(h_TD + self.out(self.attention(tokens, spots, spots, lattice)))
+        return in_chunks(self.refine, h_TD)
+
+    def refine(self, h_TD: Tensor) -> Tensor:
+        """Second half of the layer, which looks at single tokens."""
         return rms_norm(h_TD + self.mlp(h_TD))
 
 
@@ -222,7 +234,7 @@ class HierarchicalBackbone(nn.Module):
         self.width, self.n_context, self.n_levels = config.width, config.n_global, config.n_levels
         self.descent = nn.ModuleList(RecursiveLayer(config) for _ in range(config.n_layers))
         self.coarsen = linear(4 * config.width, config.width)
-        self.uncoarsen = linear(config.width, 4 * config.width)
+        self.uncoarsen = BranchEnd(config.width, 4 * config.width)
         self.ascent = nn.ModuleList(RecursiveLayer(config) for _ in range(config.n_layers))
 
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
@@ -263,6 +275,10 @@ class HistLayer(nn.Module):
         tokens, spots = split_tokens(self.global_qkv(normed), lattice)
         window_spots = self.window_qkv(split_tokens(normed, lattice)[1])
         h_TD = h_TD + self.out(self.attention(tokens, spots, window_spots, lattice))
+        return in_chunks(self.refine, h_TD)
+
+    def refine(self, h_TD: Tensor) -> Tensor:
+        """Second half of the layer, which looks at single tokens."""
         return h_TD + self.mlp(self.mlp_norm(h_TD))
 
 

@@ -34,6 +34,12 @@ class Windows:
     occupied_WK: Tensor
     spot_WK: Tensor
 
+    def blocks(self, size: int) -> list[Windows]:
+        """Cut into groups of ``size`` windows; the sites of the spots are left as they are."""
+        size = min(size, len(self.spot_WK))
+        per_window = (self.section_W, self.row_W, self.col_W, self.occupied_WK, self.spot_WK)
+        return [Windows(self.site_N, *parts) for parts in zip(*(part.split(size) for part in per_window), strict=True)]
+
 
 @dataclass(frozen=True)
 class Lattice:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Without gradient, what is wider than the states is computed for this many tokens or slots at a time.
+CHUNK = 16_384
 
 # Standard deviation of a unit normal truncated at ±2: dividing by it makes the truncated draw have the wanted one.
 TRUNCATED_STD = 0.87962566103423978
@@ -27,6 +35,22 @@ def linear(d_in: int, d_out: int, *, bias: bool = False) -> nn.Linear:
     return layer
 
 
+class BranchEnd(nn.Linear):
+    """Last map of a residual branch, whose output is added to what goes past the branch."""
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__(d_in, d_out, bias=False)
+        truncated_normal_(self.weight, 1 / math.sqrt(d_in))
+
+
+@torch.no_grad()
+def shrink_branches(network: nn.Module, gain: float) -> None:
+    """Bring all layers of a fresh network closer to the identity."""
+    for module in network.modules():
+        if isinstance(module, BranchEnd):
+            module.weight *= gain
+
+
 def rms_norm(h: Tensor) -> Tensor:
     """Scale every token to unit root mean square, in float32, without weights."""
     return F.rms_norm(h.float(), h.shape[-1:], eps=1e-5).to(h.dtype)
@@ -39,11 +63,26 @@ class SwiGLU(nn.Module):
         super().__init__()
         hidden = math.ceil(round(4 * width * 2 / 3) / 256) * 256
         self.up = linear(width, 2 * hidden)
-        self.down = linear(hidden, width)
+        self.down = BranchEnd(hidden, width)
 
     def forward(self, h: Tensor) -> Tensor:
         gate, value = self.up(h).chunk(2, dim=-1)
         return self.down(F.silu(gate) * value)
+
+
+def in_chunks(change: Callable[[Tensor], Tensor], h_TD: Tensor) -> Tensor:
+    """Apply a map of single tokens that keeps their shape and type, a part at a time where no gradient is wanted."""
+    if torch.is_grad_enabled() or len(h_TD) <= CHUNK:
+        return change(h_TD)
+    changed_TD = torch.empty_like(h_TD)
+    for part, target in zip(h_TD.split(CHUNK), changed_TD.split(CHUNK), strict=True):
+        target.copy_(change(part))
+    return changed_TD
+
+
+def block_size(n_slots: int) -> int:
+    """Windows of ``n_slots`` that are computed together: all where gradient is wanted."""
+    return sys.maxsize if torch.is_grad_enabled() else max(CHUNK // n_slots, 1)
 
 
 def sinusoidal_positions(row_N: Tensor, col_N: Tensor, width: int) -> Tensor:

@@ -123,11 +123,19 @@ class SpotNetwork(nn.Module):
         held_out_N = torch.zeros_like(labelled_N)
         if self.recipe is not None and self.recipe.measure is not None:
             held_out_N = hold_out(labelled_N, HELD_OUT_SHARE, generator)
-        train_N = labelled_N & ~held_out_N
-        loss = self.head.spot_loss(output, batch.target_N)[train_N].sum() / train_N.sum().clamp(min=1)
+        loss = self.mean_loss(output, labelled_N & ~held_out_N, batch)
         if halt_SL is not None:
             loss = loss + HALT_WEIGHT * self.halt_loss(output, halt_SL, held_out_N, batch, carry)
         return loss, replace(carry, state=tuple(part.detach() for part in carry.state))
+
+    def mean_loss(self, output: Tensor, train_N: Tensor, batch: Batch) -> Tensor:
+        """Mean over the chosen spots of each section, averaged over the sections, however large they are.
+
+        Sections count alike, so that it does not matter how they are dealt out to batches and devices.
+        """
+        loss_N = self.head.spot_loss(output, batch.target_N)
+        by_section = zip(batch.lattice.split(loss_N), batch.lattice.split(train_N), strict=True)
+        return torch.stack([loss[chosen].sum() / chosen.sum().clamp(min=1) for loss, chosen in by_section]).mean()
 
     def halt_loss(self, output: Tensor, halt_SL: Tensor, held_out_N: Tensor, batch: Batch, carry: Carry) -> Tensor:
         """Binary cross-entropy of the halt logits against the target of the recipe."""

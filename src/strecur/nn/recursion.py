@@ -42,6 +42,9 @@ class TRMConfig:
         Share λ of the old state that every update keeps.
     noise
         Standard deviation β of the noise that every update adds in training.
+    branch_gain
+        Factor on the residual branches of the backbone before training. Below 1 an update begins close to the
+        identity, so that the features reach the answer from the first step on; 1: as drawn in the paper.
     """
 
     n_latent: int = 3
@@ -50,21 +53,24 @@ class TRMConfig:
     sigma: tuple[float, float] | None = None
     damping: float = 0.0
     noise: float = 0.0
+    branch_gain: float = 0.1
 
 
 @dataclass(frozen=True)
 class UniversalConfig:
-    """Calls of the backbone per outer step, and outer steps in training."""
+    """Calls of the backbone per outer step, outer steps in training, and ``branch_gain`` as for TRM."""
 
     n_repeats: int = 8
     n_steps: int = 1
+    branch_gain: float = 0.2
 
 
 @dataclass(frozen=True)
 class FeedforwardConfig:
-    """One call of the backbone."""
+    """One call of the backbone; ``branch_gain`` as for TRM."""
 
     n_steps: int = 1
+    branch_gain: float = 1.0
 
 
 class Streams:

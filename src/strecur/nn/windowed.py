@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from strecur.nn.layers import SwiGLU, linear, rms_norm
+from strecur.nn.layers import BranchEnd, SwiGLU, block_size, in_chunks, linear, rms_norm
 
 if TYPE_CHECKING:
     from strecur.nn.lattice import Lattice, Windows
@@ -31,56 +31,74 @@ class WindowedLayer(nn.Module):
         super().__init__()
         self.n_heads, self.window, self.offset = config.n_heads, config.window, offset
         self.qkv = linear(config.width, 3 * config.width)
-        self.out = linear(config.width, config.width)
+        self.out = BranchEnd(config.width, config.width)
         self.mlp = SwiGLU(config.width)
         self.bias = nn.Parameter(torch.zeros(config.n_heads, (2 * config.window - 1) ** 2))
         self.register_buffer("pair_KK", relative_pairs(config.window), persistent=False)
 
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
         h_TD = rms_norm(h_TD + self.out(self.attend(self.qkv(h_TD), lattice)))
+        return in_chunks(self.refine, h_TD)
+
+    def refine(self, h_TD: Tensor) -> Tensor:
+        """Second half of the layer, which looks at single tokens."""
         return rms_norm(h_TD + self.mlp(h_TD))
 
     def attend(self, qkv_T: Tensor, lattice: Lattice) -> Tensor:
-        n_tokens = len(qkv_T) - len(lattice.row_N)
-        tokens = qkv_T[:n_tokens].view(lattice.n_sections, -1, qkv_T.shape[-1])
-        spots = qkv_T[n_tokens:]
-        return torch.cat([self.attend_globally(tokens, spots, lattice), self.attend_locally(tokens, spots, lattice)])
+        n_spots = len(lattice.row_N)
+        tokens, spots = qkv_T.split([len(qkv_T) - n_spots, n_spots])
+        return torch.cat([self.attend_globally(tokens, spots, lattice), self.attend_locally(qkv_T, lattice)])
 
     def attend_globally(self, tokens_SM: Tensor, spots_N: Tensor, lattice: Lattice) -> Tensor:
         """Let each global token attend to the global tokens and all spots of its section."""
         outputs = []
-        for own_tokens, own_spots in zip(tokens_SM, lattice.split(spots_N), strict=True):
-            q, _, _ = self.heads(own_tokens)
-            _, k, v = self.heads(torch.cat([own_tokens, own_spots]))
-            scores_HML = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-            outputs.append((scores_HML.softmax(dim=-1) @ v).transpose(0, 1).flatten(1))
+        for own_tokens, own_spots in zip(tokens_SM.chunk(lattice.n_sections), lattice.split(spots_N), strict=True):
+            (q, *of_tokens), (_, *of_spots) = self.heads(own_tokens), self.heads(own_spots)
+            (token_k, spot_k), (token_v, spot_v) = zip(of_tokens, of_spots, strict=True)
+            scores_HML = torch.cat([q @ token_k.mT, q @ spot_k.mT], dim=-1) / q.shape[-1] ** 0.5
+            weights_HML = scores_HML.softmax(dim=-1).to(token_v.dtype)
+            to_tokens, to_spots = weights_HML.split([len(own_tokens), len(own_spots)], dim=-1)
+            outputs.append((to_tokens @ token_v + to_spots @ spot_v).transpose(0, 1).flatten(1))
         return torch.cat(outputs)
 
-    def attend_locally(self, tokens_SM: Tensor, spots_N: Tensor, lattice: Lattice) -> Tensor:
-        """Let each spot attend to its window and the global tokens, in one softmax.
+    def heads(self, qkv_L: Tensor) -> Tensor:
+        """Split (L, 3D) into q, k and v, (3, H, L, E)."""
+        return qkv_L.unflatten(1, (3, self.n_heads, -1)).permute(1, 2, 0, 3)
 
-        Written out, since the fused kernel is several times slower on a CPU for so many small windows with a bias.
-        """
+    def attend_locally(self, qkv_T: Tensor, lattice: Lattice) -> Tensor:
+        """Let each spot attend to its window and the global tokens of its section, in one softmax, (N, D)."""
         windows = lattice.windows(self.window, self.offset)
-        table = spots_N.new_zeros(windows.occupied_WK.numel(), spots_N.shape[-1])
-        table = table.index_copy(0, windows.site_N, spots_N).unflatten(0, windows.occupied_WK.shape)
-        q, k, v = self.heads(table)
-        _, token_k, token_v = (part[windows.section_W] for part in self.heads(tokens_SM))
-        k, v = torch.cat([k, token_k], dim=-2).flatten(0, 1), torch.cat([v, token_v], dim=-2).flatten(0, 1)
-        bias = self.attention_bias(windows, n_global=token_k.shape[-2], dtype=q.dtype).flatten(0, 1)
-        scores_BKK = torch.baddbmm(bias, q.flatten(0, 1), k.transpose(-2, -1), alpha=q.shape[-1] ** -0.5)
-        out_WHKE = (scores_BKK.softmax(dim=-1).to(v.dtype) @ v).unflatten(0, (-1, self.n_heads))
-        return out_WHKE.transpose(1, 2).flatten(2).flatten(0, 1)[windows.site_N]
+        n_slots, n_global = self.window**2, (len(qkv_T) - len(lattice.row_N)) // lattice.n_sections
+        blocks = windows.blocks(block_size(n_slots))
+        out_HWKE = torch.cat([self.attend_block(qkv_T, block, lattice, n_global) for block in blocks], dim=1)
+        at_NH = windows.site_N[:, None] + torch.arange(self.n_heads, device=qkv_T.device) * out_HWKE[0, ..., 0].numel()
+        return out_HWKE.flatten(0, 2).index_select(0, at_NH.flatten()).view(len(lattice.row_N), -1)
+
+    def attend_block(self, qkv_T: Tensor, windows: Windows, lattice: Lattice, n_global: int) -> Tensor:
+        """Attend within some windows, (H, W, K, E).
+
+        Keys and values of the global tokens are in extra slots at the end of each window. Written out, since the fused
+        kernel is several times slower on a CPU for so many small windows with a bias.
+        """
+        n_heads, (n_windows, n_slots) = self.n_heads, windows.spot_WK.shape
+        global_WM = windows.section_W[:, None] * n_global + torch.arange(n_global, device=qkv_T.device)
+        token_WL = torch.cat([windows.spot_WK + n_global * lattice.n_sections, global_WM], dim=1)
+        # one row for each token, part (query, key, value) and head
+        rows = qkv_T.reshape(3 * n_heads * len(qkv_T), -1)
+        at = torch.arange(3 * n_heads, device=rows.device)[:, None] + token_WL.flatten() * (3 * n_heads)
+        q, k, v = rows.index_select(0, at.flatten()).view(3, n_heads * n_windows, n_slots + n_global, -1)
+        bias = self.attention_bias(windows, n_global, q.dtype).flatten(0, 1)
+        scores_BKL = torch.baddbmm(bias, q[:, :n_slots], k.mT, alpha=q.shape[-1] ** -0.5)
+        out_BKE = scores_BKL.softmax(dim=-1).to(v.dtype) @ v
+        return out_BKE.unflatten(0, (n_heads, n_windows))
 
     def attention_bias(self, windows: Windows, n_global: int, dtype: torch.dtype) -> Tensor:
-        """Relative position bias, zero towards global tokens, minus infinity towards empty slots; (W, H, K, K + M)."""
-        bias_HKK = F.pad(self.bias.to(dtype)[:, self.pair_KK], (0, n_global))
-        empty_WK = F.pad(~windows.occupied_WK, (0, n_global))
-        return bias_HKK.unsqueeze(0).masked_fill(empty_WK[:, None, None, :], float("-inf"))
-
-    def heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """Split (…, L, 3D) into q, k, v of shape (…, H, L, E)."""
-        return tuple(part.unflatten(-1, (self.n_heads, -1)).transpose(-3, -2) for part in qkv.chunk(3, dim=-1))
+        """Relative position bias, zero towards global tokens, minus infinity towards empty slots; (H, W, K, K + M)."""
+        bias_HKL = F.pad(self.bias.to(dtype)[:, self.pair_KK], (0, n_global))
+        empty_WL = F.pad(~windows.occupied_WK, (0, n_global))
+        return (
+            bias_HKL.unsqueeze(1) + torch.zeros_like(empty_WL, dtype=dtype).masked_fill(empty_WL, -torch.inf)[:, None]
+        )
 
 
 def relative_pairs(window: int) -> Tensor:

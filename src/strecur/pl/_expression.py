@@ -49,14 +49,27 @@ def read_expression(table: AnnData, key: str, *, layer: str | None, also: Sequen
     """Read the prediction ``key`` and what was measured of its genes and of those in ``also``."""
     predicted = read_predicted(table, key, key)
     counts = _read_counts(table, list(dict.fromkeys([*predicted.columns, *also])), layer)
-    if str(table.uns[key].get("target", "log2")) == "log2":
+    target = str(table.uns[key].get("target", "log2"))
+    if target == "counts":
+        predicted = np.log2(predicted + 1)
+    if target in {"log2", "counts"}:
         return Expression(np.log2(counts + 1), predicted, "log2(count + 1)")
-    from strecur.metrics import depth_normalised
-
-    # the depth of a spot is that of the genes predicted; others have no such scale
-    shared = counts.columns.intersection(predicted.columns, sort=False)
-    measured = pd.DataFrame(depth_normalised(np.log2(counts[shared] + 1)), columns=shared) if len(shared) else counts
+    # sections of H&E alone have no depth
+    measured = np.log2(counts.mul(_scale_factors(table, key, layer), axis=0) + 1) if counts.shape[1] else counts
     return Expression(measured, predicted, "log2(normalised count + 1)")
+
+
+def _scale_factors(table: AnnData, key: str, layer: str | None) -> np.ndarray:
+    """What the counts of every spot are multiplied with on the scale of the prediction; NaN without any count."""
+    record = table.uns[key]
+    require(record, "target_sum", where=f"uns[{key!r}]", hint=made_by(key, "predict_expression"))
+    if "size_factor_key" in record:
+        column = str(record["size_factor_key"])
+        require(table.obs, column, where="obs", hint="It held the library sizes of the spots in training.")
+        sizes = table.obs[column].to_numpy(dtype=float)
+    else:
+        sizes = np.asarray(read_matrix(table, layer).sum(axis=1), dtype=float).ravel()
+    return float(record["target_sum"]) / np.where(sizes > 0, sizes, np.nan)
 
 
 def read_predicted(table: AnnData, key: str, slot: str) -> pd.DataFrame:
@@ -121,7 +134,7 @@ def gene_scores(
         by gene. By default the spots of all sections are pooled, which also rewards telling sections apart.
     layer
         Layer with raw counts; by default ``X``. They are compared as log2(count + 1), or after normalising the depth of
-        every spot over the genes predicted if that is what the model predicts.
+        every spot as in training if that is what the model predicts.
     library_key
         Column of ``obs`` that tells sections apart; by default the one the prediction was made with.
     library_id

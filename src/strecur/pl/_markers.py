@@ -64,8 +64,7 @@ def marker_panel(
     Both maps of a gene have one colour scale, from the 1st to the 99th percentile of all their values. Above the
     predicted map stands its Pearson correlation with the measured one over the spots; where nothing was measured (a
     section of H&E alone), the reliability of the gene instead, as estimated in training. A gene that is only measured
-    or only predicted has one map; measured values are those of the scale of the prediction, so that genes which are not
-    predicted cannot be drawn if that is normalised by the depth over predicted genes.
+    or only predicted has one map; measured values are brought to the scale of the prediction.
 
     Parameters
     ----------
@@ -80,7 +79,7 @@ def marker_panel(
         Genes side by side; by default as many, up to four, as bring the figure closest to the shape of a slide.
     layer
         Layer with raw counts; by default ``X``. They are drawn as log2(count + 1), or after normalising the depth of
-        every spot over the genes predicted if that is what the model predicts.
+        every spot as in training if that is what the model predicts.
     library_key
         Column of ``obs`` that tells sections apart; by default the one the prediction was made with.
     library_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from strecur.tl._calibrate_expression import calibrate_expression
 from strecur.tl._cluster import cluster_latent
 from strecur.tl._domains import trm_domains
 from strecur.tl._expression import predict_expression
@@ -12,6 +13,7 @@ from strecur.tl._uncertainty import calibrate, calibrate_halting
 
 __all__ = [
     "calibrate",
+    "calibrate_expression",
     "calibrate_halting",
     "cluster_latent",
     "landscape",

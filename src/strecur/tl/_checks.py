@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from strecur._anndata import Sections
-    from strecur.models import DomainModel
+    from strecur.models import DomainModel, ExpressionModel
     from strecur.models._network import Architecture, Backbone
 
 MAX_DENSE_SPOTS = 20_000
@@ -44,9 +44,8 @@ def check_inference(
     if noise < 0:
         msg = f"noise={noise} must not be negative"
         raise ValueError(msg)
-    if halt_threshold is not None and not 0 < halt_threshold < 1:
-        msg = f"halt_threshold={halt_threshold} must lie between 0 and 1"
-        raise ValueError(msg)
+    if halt_threshold is not None:
+        check_share("halt_threshold", halt_threshold)
     if stop_early and halting is None:
         msg = "the model was trained without halting and cannot stop early; train it with halting=... or give a depth"
         raise ValueError(msg)
@@ -55,11 +54,27 @@ def check_inference(
         raise ValueError(msg)
 
 
+def check_share(name: str, value: float) -> None:
+    """Refuse what is no probability strictly between 0 and 1."""
+    if not 0 < value < 1:
+        msg = f"{name}={value} must lie between 0 and 1"
+        raise ValueError(msg)
+
+
+def check_samples(model: ExpressionModel, n_samples: int) -> None:
+    """Refuse a number of samples that shows no spread, and samples of a model that predicts no counts."""
+    if n_samples < 0 or n_samples == 1:
+        msg = f"n_samples={n_samples} must be 0 or at least 2"
+        raise ValueError(msg)
+    if n_samples and model.target.scale != "counts":
+        msg = "n_samples is for models of counts; train with architecture='genar'"
+        raise ValueError(msg)
+
+
 def check_calibration(model: DomainModel, *, coverage: float | None, abstain: float) -> None:
     """Refuse shares that are none, and label sets of a model that was not calibrated."""
-    if coverage is not None and not 0 < coverage < 1:
-        msg = f"coverage={coverage} must lie between 0 and 1"
-        raise ValueError(msg)
+    if coverage is not None:
+        check_share("coverage", coverage)
     if coverage is not None and model.conformal_scores is None:
         msg = "coverage needs a calibrated model; run strecur.tl.calibrate(adata, model, label_key) first"
         raise ValueError(msg)

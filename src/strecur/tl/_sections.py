@@ -65,4 +65,6 @@ def count_epochs(max_epochs: int | None, n_sections: int) -> int:
     """About 200 to 400 visits by default, however many sections there are."""
     if max_epochs is not None:
         return max_epochs
+    if n_sections == 1:
+        return 200
     return 100 if n_sections <= 4 else max(400 // n_sections, 20)

@@ -113,7 +113,7 @@ def train_domains(
         Sections on which the best weights are chosen and the model is calibrated (see :func:`calibrate`); ``"auto"``
         takes one if there are at least four.
     max_epochs
-        Passes over the training sections; not given: 100, or fewer for more than four sections.
+        Passes over the training sections; not given: 100, 200 for a single section, fewer for more than four.
     max_minutes
         Shorten the training to what fits; the result then depends on the speed of the machine.
     augmentation

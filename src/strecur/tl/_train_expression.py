@@ -8,39 +8,40 @@ import numpy as np
 import pandas as pd
 import torch
 
-from strecur import metrics
 from strecur._anndata import find_genes, open_table
 from strecur._settings import settings
-from strecur.engine import Augmentation, FitConfig, Inference, fit, predict
+from strecur.engine import Augmentation, FitConfig, fit
 from strecur.engine.fit import make_fabric
 from strecur.models import ExpressionModel
 from strecur.models._features import fit_image_features
+from strecur.models._intervals import fit_errors
 from strecur.models._network import Architecture, Backbone, build_network, resolve_architecture, resolve_backbone
 from strecur.models._targets import counted_spots, fit_target, read_counts
 from strecur.models.linear import fit_linear_expression
-from strecur.nn import ExpressionHead, FeedforwardConfig
+from strecur.nn import ExpressionHead, GenARConfig, TRMConfig, UniversalConfig
 from strecur.pp import high_mean_high_variance_genes
+from strecur.tl import _train_counts as counts
 from strecur.tl._checks import check_dense_size, check_halting
 from strecur.tl._embedded import Embedded, input_of, read_embedded
+from strecur.tl._rate_expression import rate_genes, rate_network, validator
 from strecur.tl._sections import choose_validation, count_epochs, make_sections
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
-    from lightning_fabric import Fabric
     from spatialdata import SpatialData
-
-    from strecur.engine import Section
-    from strecur.nn import SpotNetwork
 
 logger = logging.getLogger("strecur")
 
 MIN_SPOTS = 2
 WEIGHT_DECAY, NOISE, DROP = 0.1, 0.3, 0.3
 
-# At the rate that suits a backbone run once, a recursion stays near the mean.
-RATE_ONCE, RATE_RECURSIVE = 1e-3, 5e-4
+# At the rate of the others, gradients through eight calls leave the universal transformer near the mean.
+RATE, RATE_UNIVERSAL = 1e-3, 5e-4
+
+# TRM reads hidden spots from their surroundings; the others only see less.
+HIDE = 0.3
 
 
 def train_expression(
@@ -118,7 +119,7 @@ def train_expression(
     validation
         Sections on which the best weights are chosen; ``"auto"`` takes one if there are at least four.
     max_epochs
-        Passes over the training sections; not given: 100, or fewer for more than four sections.
+        Passes over the training sections; not given: 100, 200 for a single section, fewer for more than four.
     max_minutes
         Shorten the training to what fits; the result then depends on the speed of the machine.
     augmentation
@@ -158,13 +159,20 @@ def train_expression(
     embedded = read_embedded(read_measured(adata, table_key), use_rep, library_key)
     split = split_sections(embedded, layer, validation, rng)
     part, sections, grid = embedded.table, embedded.sections, embedded.grid
+    is_counts = isinstance(architecture, GenARConfig)
+    if is_counts:
+        options = {"target": target, "size_factor_key": size_factor_key, "halting": halting}
+        backbone = counts.check_counts(architecture, backbone, **options)
     backbone = None if is_linear else resolve_backbone(backbone, grid.layout)
     if not is_linear:
         check_dense_size(backbone, sections, sections.names)
 
     own = only_counts(part, split.in_training, layer)
     panel = choose_genes(own, genes, extra_genes, library_key=library_key, layer=layer)
-    scale = fit_target(own, panel, target, size_factor_key=size_factor_key, layer=layer)
+    if is_counts:
+        scale = counts.count_target(panel, layer)
+    else:
+        scale = fit_target(own, panel, target, size_factor_key=size_factor_key, layer=layer)
     target_NG = np.where(split.has_counts[:, None], scale.measure(part), np.nan)
     features = fit_image_features(
         part,
@@ -179,7 +187,10 @@ def train_expression(
     columns, views, averaged, _ = input_of(features, embedded)
     taught = np.flatnonzero(split.in_training & split.has_counts)
     groups_N = held_out_groups(embedded, split.training)
-    baseline, held_out_NG = fit_linear_expression(averaged[taught], target_NG[taught], groups_N[taught])
+    log_NG = scale.log2(target_NG[taught])
+    baseline, held_out_NG = fit_linear_expression(averaged[taught], log_NG, groups_N[taught])
+    if is_counts:
+        architecture, order_G = counts.fit_counts(architecture, target_NG[taught], panel, rng)
     model = ExpressionModel(
         target=scale,
         features=features,
@@ -188,10 +199,11 @@ def train_expression(
         network=None,
         baseline=baseline,
         halting=None if is_linear else halting,
-        reliability=rate_genes(scale.genes, target_NG[taught], held_out_NG, sections.codes[taught]),
+        reliability=rate_genes(scale.genes, log_NG, held_out_NG, sections.codes[taught]),
         history=pd.DataFrame(),
         scores=pd.DataFrame(),
         sections=split.training,
+        errors=fit_errors(held_out_NG, log_NG) if is_linear else None,
     )
     if is_linear:
         return model
@@ -199,23 +211,25 @@ def train_expression(
     model.network = build_network(
         features.n_columns, architecture, backbone, ExpressionHead, len(panel), halting=halting, seed=rng
     )
-    model.network.head.set_scale(torch.from_numpy(target_NG[taught]))
+    schedule = {
+        "max_epochs": count_epochs(max_epochs, len(split.training)),
+        "learning_rate": RATE_UNIVERSAL if isinstance(architecture, UniversalConfig) else RATE,
+    }
+    if is_counts:
+        model.network.head.set_order(torch.from_numpy(order_G))
+        schedule = counts.schedule(architecture, len(split.training), max_epochs)
+    else:
+        model.network.head.set_scale(torch.from_numpy(log_NG))
     fabric = make_fabric(accelerator or settings.accelerator, devices, precision or settings.precision)
     judges = make_sections(columns, sections, grid, split.held_out, target_NG, views)
     history = fit(
         model.network,
         make_sections(columns, sections, grid, split.training, target_NG, views),
-        FitConfig(
-            n_steps=architecture.n_steps,
-            max_minutes=max_minutes,
-            max_epochs=count_epochs(max_epochs, len(split.training)),
-            learning_rate=RATE_ONCE if isinstance(architecture, FeedforwardConfig) else RATE_RECURSIVE,
-            weight_decay=WEIGHT_DECAY,
-        ),
+        FitConfig(architecture.n_steps, max_minutes=max_minutes, weight_decay=WEIGHT_DECAY, **schedule),
         fabric=fabric,
-        augment=augmentation or Augmentation(noise=NOISE, drop=DROP, max_shift=getattr(backbone, "window", 0)),
+        augment=augmentation or default_augmentation(architecture, backbone),
         seed=rng,
-        validate=validator(judges, architecture.n_steps, fabric) if judges else None,
+        validate=validator(judges, architecture.n_steps, fabric, scale) if judges else None,
         progress=settings.progress if progress is None else progress,
     )
     model.network.cpu()
@@ -224,6 +238,12 @@ def train_expression(
         linear = [baseline.predict(averaged[sections.rows(name)]) for name in split.held_out]
         rate_network(model, judges, linear, fabric)
     return model
+
+
+def default_augmentation(architecture: Architecture, backbone: Backbone) -> Augmentation:
+    """Vary sections as suits the network."""
+    hide = HIDE if isinstance(architecture, TRMConfig) else 0.0
+    return Augmentation(noise=NOISE, drop=DROP, hide=hide, max_shift=getattr(backbone, "window", 0))
 
 
 def read_measured(adata: AnnData | SpatialData, table_key: str | None) -> AnnData:
@@ -302,62 +322,3 @@ def held_out_groups(embedded: Embedded, training: Sequence[str]) -> np.ndarray:
     rows, grid = embedded.sections.rows(training[0]), embedded.grid
     lower, right = (axis > np.median(axis[rows]) for axis in (grid.row, grid.col))
     return 2 * lower + right
-
-
-def rate_genes(
-    genes: Sequence[str], target_NG: np.ndarray, held_out_NG: np.ndarray, codes_N: np.ndarray
-) -> pd.DataFrame:
-    """Reliability of every gene, as far as the linear baseline tells."""
-    own = [codes_N == code for code in np.unique(codes_N)]
-    pcc_linear = mean_pcc([target_NG[rows] for rows in own], [held_out_NG[rows] for rows in own])
-    return pd.DataFrame(
-        {
-            "pcc": pcc_linear,
-            "pcc_network": np.nan,
-            "pcc_linear": pcc_linear,
-            "mean": target_NG.mean(axis=0),
-            "sd": target_NG.std(axis=0),
-        },
-        index=pd.Index(genes, name="gene"),
-    )
-
-
-def mean_pcc(truths: Sequence[np.ndarray], predicted: Sequence[np.ndarray]) -> np.ndarray:
-    """Correlation by gene within sections, averaged over the sections where it is defined."""
-    return pd.DataFrame(map(metrics.pcc_per_gene, truths, predicted)).mean().to_numpy()
-
-
-def score(truths: Sequence[np.ndarray], predicted: Sequence[np.ndarray]) -> dict[str, float]:
-    """Scores over sections; spots whose truth is NaN do not count."""
-    error_NG = np.concatenate(predicted) - np.concatenate(truths)
-    pcc = metrics.pcc_top(mean_pcc(truths, predicted))
-    rvd = np.mean([metrics.rvd(*pair) for pair in zip(truths, predicted, strict=True)])
-    return {"pcc": pcc, "mse": float(np.nanmean(np.square(error_NG))), "rvd": float(rvd)}
-
-
-def run(network: SpotNetwork, judges: Sequence[Section], inference: Inference, fabric: Fabric) -> list[np.ndarray]:
-    """Predict sections of ready features."""
-    return [runs[0].output_DN[-1] for runs in predict(network, judges, inference, fabric=fabric, progress=False)]
-
-
-def validator(judges: Sequence[Section], depth: int, fabric: Fabric) -> Callable[[SpotNetwork], dict[str, float]]:
-    """Score a network on the validation sections."""
-    truths = [judge.target_N.numpy() for judge in judges]
-    inference = Inference(depth, symmetric=False, keep_steps=False)
-
-    def validate(network: SpotNetwork) -> dict[str, float]:
-        found = score(truths, run(network, judges, inference, fabric))
-        return {f"validation_{name}": found[name] for name in ("pcc", "mse")}
-
-    return validate
-
-
-def rate_network(
-    model: ExpressionModel, judges: Sequence[Section], linear: Sequence[np.ndarray], fabric: Fabric
-) -> None:
-    """Add to the model what the validation sections tell of its network, beside what they tell of the baseline."""
-    truths = [judge.target_N.numpy() for judge in judges]
-    predicted = run(model.network, judges, Inference(model.architecture.n_steps, keep_steps=False), fabric)
-    pcc_network = mean_pcc(truths, predicted)
-    model.reliability["pcc_network"] = model.reliability["pcc"] = pcc_network
-    model.scores = pd.DataFrame({"network": score(truths, predicted), "linear": score(truths, linear)})

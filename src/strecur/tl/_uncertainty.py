@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from strecur._anndata import Sections
+    from strecur.models import ExpressionModel
 
 logger = logging.getLogger("strecur")
 
@@ -120,7 +121,7 @@ def calibrate(
 
 
 def require_domains(model: object) -> None:
-    """Refuse models of another kind, which have neither domains nor a threshold of their own."""
+    """Refuse models of another kind, which have no domains."""
     if not isinstance(model, DomainModel):
         msg = f"expected a model from strecur.tl.train_domains, got {type(model).__name__}"
         raise TypeError(msg)
@@ -165,7 +166,7 @@ def calibrate_on(model: DomainModel, proba_NC: np.ndarray, target_N: np.ndarray)
 
 def calibrate_halting(
     adata: AnnData | SpatialData,
-    model: DomainModel,
+    model: DomainModel | ExpressionModel,
     *,
     library_key: str | None = None,
     quantile: float = 0.5,
@@ -179,8 +180,8 @@ def calibrate_halting(
 
     A threshold that suits one recipe and data set may never be reached on another, or always at once. This runs each
     section until its halt probability has settled and takes a quantile of them. It needs no labels, so that the
-    training sections will do. The threshold is kept in the model, saved with it, and used by :func:`trm_domains` if
-    none is given there.
+    training sections will do. The threshold is kept in the model, saved with it, and used in prediction if none is
+    given there.
 
     Parameters
     ----------
@@ -212,8 +213,6 @@ def calibrate_halting(
     ------
     KeyError
         If the lattice or the representation is missing.
-    TypeError
-        If the model is not one of domains.
     ValueError
         If the model was trained without halting, or a number is out of range.
 
@@ -222,7 +221,6 @@ def calibrate_halting(
     In the spatial Tiny Recursive Model (appendix F) the recipes with a threshold of .7 halt at the first or at no step,
     because their probabilities settle at .997, .27 and .07.
     """
-    require_domains(model)
     if model.halting is None:
         msg = "the model was trained without halting and has no threshold to calibrate; train it with halting=..."
         raise ValueError(msg)

@@ -1,0 +1,123 @@
+"""Figures of expression predicted from H&E: train on some HER2ST sections, predict one that was held out.
+
+    python benchmarks/expression_figures.py --data ../shared/data/her2st --train C2 C4 C5 --test C3
+
+writes ``marker_panel.png`` (measured and predicted markers by biological axis), ``gene_scores.png``, ``clusters.png``
+(clusters of the predicted expression beside those of the study) and ``whole_slide.png`` (the image of the test section
+alone: spots laid over the tissue by ``pp.tile_image`` at the pitch of the array, no measurement used), and prints the
+scores of the test section.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+import scanpy as sc
+from expression import choose_panel, read_sections
+from scipy.spatial import KDTree
+from skimage.io import imread
+from skimage.transform import rescale
+from sklearn.cluster import KMeans
+
+import strecur as st
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+mpl.use("Agg")
+
+MARKERS = {
+    "HER2 amplicon": ["ERBB2", "MIEN1"],
+    "epithelium": ["KRT19", "CD24"],
+    "stroma": ["COL1A1", "SPARC"],
+    "immune": ["CD74", "IGKC"],
+}
+
+
+def attach_image(adata: AnnData, section: str, image: Path) -> None:
+    """Keep a thumbnail of the image, so that maps are drawn beside the tissue."""
+    scale = 0.1
+    pixels = rescale(imread(image), scale, channel_axis=-1, anti_aliasing=True)
+    adata.uns["spatial"] = {
+        section: {
+            "images": {"hires": (255 * pixels).astype(np.uint8)},
+            "scalefactors": {"tissue_hires_scalef": scale, "spot_diameter_fullres": 150.0},
+        }
+    }
+
+
+def predict_slide(
+    image: Path, model: st.models.ExpressionModel, pitch_px: float, options: argparse.Namespace
+) -> AnnData:
+    """Lay spots over the tissue of an image, embed their patches and predict them."""
+    slide = st.pp.tile_image(str(image), pitch_px=pitch_px, layout="square")
+    st.pp.embed_patches(
+        slide, str(image), encoder=options.encoder, patch_px=options.patch_px, views=8, library_key="section"
+    )
+    st.tl.predict_expression(slide, model, library_key="section", progress=False)
+    return slide
+
+
+def cluster(adata: AnnData, n_clusters: int, seed: int) -> None:
+    """Cluster the spots by their predicted expression, as many as the study has."""
+    expression = st.get.expression(adata)
+    sc.pp.scale(expression)
+    sc.pp.pca(expression, n_comps=20, random_state=seed)
+    labels = KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(expression.obsm["X_pca"])
+    adata.obs["predicted_cluster"] = [str(label) for label in labels]
+    adata.obs["predicted_cluster"] = adata.obs["predicted_cluster"].astype("category")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--train", nargs="+", required=True)
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--encoder", default="efficientnet-lite0")
+    parser.add_argument("--patch-px", type=float, default=224)
+    parser.add_argument("--truth", default="cluster_annotation", help="column of the annotation to show")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, default=Path("benchmarks/results/embedded"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/expression_figures"))
+    options = parser.parse_args()
+    options.sections = [*options.train, options.test]
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    adata = read_sections(options)
+    train = adata[adata.obs["section"].isin(options.train)].copy()
+    test = adata[adata.obs["section"] == options.test].copy()
+    markers = [gene for group in MARKERS.values() for gene in group]
+    panel = choose_panel(train, 300)
+    model = st.tl.train_expression(
+        train, library_key="section", genes=panel, extra_genes=markers, rng=options.seed, progress=False
+    )
+    st.tl.predict_expression(test, model, library_key="section", progress=False)
+    scores = st.metrics.expression_scores(model.measure(test), test.obsm["trm_expression"])
+    print({name: round(scores[name], 3) for name in ("pcc_10", "pcc_50", "pcc_300", "mse", "rvd")})
+
+    image = options.data / "images" / f"{options.test}.jpg"
+    attach_image(test, options.test, image)
+    save(st.pl.marker_panel(test, MARKERS), options.out / "marker_panel.png")
+    save(st.pl.gene_scores(test), options.out / "gene_scores.png")
+    cluster(test, test.obs[options.truth].nunique(), options.seed)
+    save(st.pl.domains(test, "predicted_cluster", truth=options.truth, img=False), options.out / "clusters.png")
+
+    distance, _ = KDTree(test.obsm["spatial"]).query(test.obsm["spatial"], k=2)
+    slide = predict_slide(image, model, float(np.median(distance[:, 1])), options)
+    save(st.pl.marker_panel(slide, ["ERBB2", "KRT19", "COL1A1", "CD74"]), options.out / "whole_slide.png")
+    print(f"whole slide: {slide.n_obs} spots")
+
+
+def save(axes: Axes | list[Axes], path: Path) -> None:
+    """Write the figure that some axes belong to."""
+    axes = axes if isinstance(axes, list) else [axes]
+    axes[0].figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()

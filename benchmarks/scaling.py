@@ -1,0 +1,300 @@
+"""Time and memory of every backbone against the size of a section, and of the expression head against genes.
+
+    python benchmarks/scaling.py --out benchmarks/results          # table scaling.csv and figure scaling.png
+    python benchmarks/scaling.py --max-spots 16000                 # small sections only
+    python benchmarks/scaling.py --half-a-million                  # 500,000 cells from coordinates to domains
+
+Every case runs in a process of its own, so that its peak memory is its own. Seconds are those of the processor, which on
+one thread are those of an idle machine: set OMP_NUM_THREADS=1. ``canvas`` is the padded way of the spatial TRM: all
+cells of the bounding box are tokens, those without a spot masked as keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+SPOTS = (1_000, 4_000, 16_000, 64_000, 250_000, 500_000)
+GENES = (100, 300, 1_000, 3_000, 10_000, 20_000)
+BACKBONES = ("canvas", "dense", "windowed", "hierarchical")
+QUADRATIC = ("canvas", "dense")
+PHASES = ("inference", "training step")
+N_FEATURES, N_DOMAINS, GENE_SPOTS = 50, 7, 4_000
+
+
+def peak_gb() -> float:
+    """Largest memory this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def gemm_rate(dtype: object) -> float:
+    """Floating-point operations per second of a large matrix product."""
+    import torch
+
+    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(5):
+        start = time.process_time()
+        a @ b
+        times.append(time.process_time() - start)
+    return 2 * 2048**3 / min(times)
+
+
+def make_network(backbone: str, n_genes: int | None) -> object:
+    """Default network of the package; for ``canvas`` the dense one, on the canvas."""
+    import torch
+
+    from strecur.models._network import build_network, resolve_architecture, resolve_backbone
+    from strecur.nn import DomainHead, ExpressionHead
+
+    head, n_outputs = (DomainHead, N_DOMAINS) if n_genes is None else (ExpressionHead, n_genes)
+    name = "dense" if backbone == "canvas" else backbone
+    config = resolve_backbone(name, "hex")
+    network = build_network(N_FEATURES, resolve_architecture("trm"), config, head, n_outputs, halting=None, seed=0)
+    if backbone == "canvas":
+        network.recursion.backbone.forward = on_canvas(network.recursion.backbone)
+    assert isinstance(network, torch.nn.Module)
+    return network
+
+
+def on_canvas(body: object) -> object:
+    """Let the dense backbone run over all cells of the canvas of one section."""
+    import torch
+    from packing import canvas_forward
+
+    def forward(h_TD: torch.Tensor, lattice: object) -> torch.Tensor:
+        n_cols = int(lattice.col_N.max()) + 1
+        cell = 1 + lattice.row_N * n_cols + lattice.col_N
+        canvas = h_TD.new_zeros(1 + (int(lattice.row_N.max()) + 1) * n_cols, h_TD.shape[1])
+        token = torch.cat([torch.zeros_like(cell[:1]), cell])
+        canvas = canvas.index_copy(0, token, h_TD)
+        valid = torch.zeros(len(canvas), dtype=torch.bool).index_fill(0, token, value=True)
+        return canvas_forward(body, canvas, valid)[token]
+
+    return forward
+
+
+def make_section(n_spots: int, n_genes: int | None) -> object:
+    """Full hexagonal lattice of about as many rows as columns."""
+    import torch
+
+    from strecur.engine import Section
+    from strecur.nn import Lattice
+
+    generator = torch.Generator().manual_seed(0)
+    site = torch.arange(n_spots)
+    n_cols = math.isqrt(n_spots)
+    row, col = site // n_cols, site % n_cols
+    lattice = Lattice(row, 2 * col + row % 2, (n_spots,), "hex")
+    target = torch.randint(N_DOMAINS, (n_spots,), generator=generator)
+    if n_genes is not None:
+        target = torch.randn(n_spots, n_genes, generator=generator)
+    return Section("section", torch.randn(n_spots, N_FEATURES, generator=generator), lattice, target)
+
+
+def run_case(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> dict[str, float]:
+    """One training step (an outer step with gradient and update), or one prediction of all outer steps."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from strecur.engine import FitConfig, Inference, collate, predict
+    from strecur.engine.fit import Stepper, Visit, descend, make_fabric, make_optimizer
+
+    torch.manual_seed(0)
+    fabric = make_fabric("cpu", 1, None)
+    dtype = torch.bfloat16 if "bf16" in str(fabric._precision.precision) else torch.float32
+    rate, before = gemm_rate(dtype), peak_gb()
+    network, section = make_network(backbone, n_genes), make_section(n_spots, n_genes)
+    if phase == "training step":
+        config = FitConfig(n_steps=2)
+        batch, generator = collate([section]), torch.Generator().manual_seed(0)
+        stepper, optimizer = fabric.setup(Stepper(network), make_optimizer(network, config))
+
+        def call() -> None:
+            loss = stepper(Visit(network, batch, 2, generator))
+            descend(stepper, optimizer, loss, 1e-3, config, fabric)
+
+    else:
+        inference = Inference(2, symmetric=False, keep_steps=False)
+
+        def call() -> None:
+            predict(network, [section], inference, fabric=fabric, progress=False)
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        call()
+    times = []
+    while len(times) < 5 and sum(times) < 10:
+        start = time.process_time()
+        call()
+        times.append(time.process_time() - start)
+    return {
+        "seconds": min(times),
+        "peak_gb": peak_gb() - before,
+        "share_of_gemm": counter.get_total_flops() / min(times) / rate,
+        "gemm_gflops": rate / 1e9,
+        "precision": str(dtype).removeprefix("torch."),
+    }
+
+
+def expected_gb(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> float:
+    """What the package itself says before a run."""
+    from strecur.engine.estimate import estimate_memory
+
+    network = make_network(backbone, n_genes)
+    n_tokens = 2 * n_spots if backbone == "canvas" else n_spots
+    return estimate_memory(network, n_tokens, training=phase == "training step") / 1e9
+
+
+def in_own_process(arguments: list[str]) -> str:
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stderr[-2000:], file=sys.stderr)
+    return done.stdout.strip().splitlines()[-1] if done.returncode == 0 else ""
+
+
+def sweep(max_spots: int, max_gb: float, max_seconds: float, path: Path) -> pd.DataFrame:
+    """Run every case that fits; a method stops at the size at which it would not."""
+    rows = []
+    plan = [(b, p, [(n, None) for n in SPOTS if n <= max_spots]) for b in BACKBONES for p in PHASES]
+    plan += [("windowed", p, [(min(GENE_SPOTS, max_spots), g) for g in GENES]) for p in PHASES]
+    for backbone, phase, cases in plan:
+        last = None
+        for n_spots, n_genes in cases:
+            gb = expected_gb(backbone, n_spots, n_genes, phase)
+            growth = 1 if last is None else (n_spots / last[0]) ** (2 if backbone in QUADRATIC else 1)
+            # the case runs at least twice
+            if gb > max_gb or (last is not None and 2 * growth * last[1] > max_seconds):
+                print(f"{backbone}, {phase}: stops before {n_spots:,} spots, {n_genes} genes ({gb:.1f} GB expected)")
+                break
+            case = {"backbone": backbone, "n_spots": n_spots, "n_genes": n_genes, "phase": phase}
+            found = in_own_process(["--case", json.dumps(case)])
+            if not found:
+                break
+            rows.append({**case, **json.loads(found), "expected_gb": gb})
+            print(rows[-1], flush=True)
+            last = (n_spots, rows[-1]["seconds"])
+            pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4g")
+    return pd.DataFrame(rows)
+
+
+def slope(x: pd.Series, y: pd.Series) -> float:
+    """Exponent of a power law fitted to all sizes from 4,000 on, where overheads no longer count."""
+    large = x >= min(4_000, x.max() / 2)
+    return float(np.polyfit(np.log(x[large]), np.log(y[large]), 1)[0]) if large.sum() > 1 else np.nan
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Seconds and memory against spots, and against genes."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 4, figsize=(15, 3.8), layout="constrained")
+    by_spots = table[table["n_genes"].isna()]
+    panels = [("inference", "seconds"), ("training step", "seconds"), ("inference", "peak_gb")]
+    for ax, (phase, column) in zip(axes, panels, strict=False):
+        for i, backbone in enumerate(BACKBONES):
+            part = by_spots[(by_spots["backbone"] == backbone) & (by_spots["phase"] == phase)]
+            if len(part):
+                label = f"{backbone}, slope {slope(part['n_spots'], part[column]):.2f}"
+                ax.loglog(part["n_spots"], part[column], marker="o", color=f"C{i}", label=label)
+        ax.set(xlabel="spots of the section", title=phase if column == "seconds" else f"{phase}, memory")
+        ax.set_ylabel("seconds (one thread)" if column == "seconds" else "GB beyond the libraries")
+        ax.legend(fontsize=8)
+    by_genes = table[table["n_genes"].notna()]
+    for i, phase in enumerate(PHASES):
+        part = by_genes[by_genes["phase"] == phase]
+        axes[3].loglog(part["n_genes"], part["seconds"], marker="o", color=f"C{i}", label=f"{phase}, seconds")
+        axes[3].loglog(part["n_genes"], part["peak_gb"], marker="s", ls=":", color=f"C{i}", label=f"{phase}, GB")
+    n_spots = f"{int(by_genes['n_spots'].max()):,}" if len(by_genes) else "no"
+    axes[3].set(xlabel="genes", title=f"expression, windowed, {n_spots} spots", ylabel="seconds or GB")
+    axes[3].legend(fontsize=8)
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+def half_a_million(backbone: str, n_cells: int) -> None:
+    """From coordinates to domains of one large section; prints time and peak memory after every step."""
+    import anndata as ad
+
+    import strecur as st
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    rng = np.random.default_rng(0)
+    start = time.process_time()
+
+    def report(step: str) -> None:
+        seconds = time.process_time() - start
+        print(f"{backbone}: {step} after {seconds:.0f} s of one thread, peak {peak_gb():.2f} GB", flush=True)
+
+    def cells(n: int) -> ad.AnnData:
+        """Cells at random places, not closer than they can be, with bands of domains in their features."""
+        side = math.isqrt(n)
+        site = np.stack(np.divmod(np.arange(side**2), side), axis=1)
+        position = (site + rng.uniform(-0.35, 0.35, site.shape)) * 10.0
+        domain = (position[:, 0] // 120).astype(int) % N_DOMAINS
+        features = rng.normal(size=(len(site), N_FEATURES)).astype(np.float32)
+        features[:, :N_DOMAINS] += 2 * np.eye(N_DOMAINS, dtype=np.float32)[domain]
+        obs = pd.DataFrame({"domain": [f"domain {d}" for d in domain]}, index=np.arange(len(site)).astype(str))
+        return ad.AnnData(obs=obs, obsm={"spatial": position, "X_pca": features})
+
+    small, large = cells(4_000), cells(n_cells)
+    report(f"{large.n_obs:,} cells made")
+    for adata in (small, large):
+        st.pp.to_grid(adata)
+    report("pp.to_grid")
+    model = st.tl.train_domains(small, "domain", use_rep="X_pca", backbone=backbone, max_epochs=5, progress=False)
+    report("tl.train_domains on 4,000 cells")
+    st.tl.trm_domains(large, model, symmetric=False, progress=False)
+    report("tl.trm_domains, one view")
+    agrees = (large.obs["trm_domains"].astype(str) == large.obs["domain"]).mean()
+    print(f"{backbone}: {agrees:.1%} of the cells get the domain they were made of")
+    st.tl.trm_domains(large, model, progress=False)
+    report("tl.trm_domains, all views")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of table and figure")
+    parser.add_argument("--max-spots", type=int, default=SPOTS[-1], help="largest section")
+    parser.add_argument("--max-gb", type=float, default=8.0, help="a case that needs more is left out")
+    parser.add_argument("--max-seconds", type=float, default=300.0, help="a case that takes longer is left out")
+    parser.add_argument("--half-a-million", action="store_true", help="label one section of --max-spots cells")
+    parser.add_argument("--backbones", nargs="+", default=["windowed", "hierarchical"], help="of --half-a-million")
+    parser.add_argument("--draw", action="store_true", help="draw the table that is there, and run nothing")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(run_case(**json.loads(options.case))))
+        return
+    if options.half_a_million and len(options.backbones) == 1:
+        half_a_million(options.backbones[0], options.max_spots)
+        return
+    if options.half_a_million:
+        for backbone in options.backbones:
+            arguments = ["--half-a-million", "--max-spots", str(options.max_spots), "--backbones", backbone]
+            subprocess.run([sys.executable, __file__, *arguments], check=True)
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "scaling.csv"
+    limits = (options.max_spots, options.max_gb, options.max_seconds)
+    table = pd.read_csv(path) if options.draw else sweep(*limits, path)
+    draw(table, options.out / "scaling.png")
+
+
+if __name__ == "__main__":
+    main()

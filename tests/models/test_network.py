@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from strecur.engine.fit import FitConfig, make_optimizer
+from strecur.models._network import BACKBONES, build_network, resolve_architecture
+from strecur.nn import DomainHead, FeedforwardConfig, Lattice, TRMConfig, UniversalConfig
+from strecur.nn.layers import BranchEnd
+
+RECURSIVE = ["dense", "hierarchical", "windowed"]
+
+
+def build(architecture, backbone="windowed"):
+    return build_network(6, architecture, BACKBONES[backbone][0](), DomainHead, 3, halting=None, seed=0)
+
+
+def branch_ends(network) -> list[BranchEnd]:
+    return [module for module in network.modules() if isinstance(module, BranchEnd)]
+
+
+@pytest.mark.parametrize("backbone", RECURSIVE)
+def test_the_branches_of_a_recursion_begin_small_and_all_else_as_drawn(backbone):
+    plain, small = build(TRMConfig(branch_gain=1.0), backbone), build(TRMConfig(branch_gain=0.25), backbone)
+    ends = {id(end.weight) for network in (plain, small) for end in branch_ends(network)}
+    assert len(ends) >= 2 * 4
+    for (name, a), b in zip(plain.named_parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(b, a * (0.25 if id(a) in ends else 1), msg=name)
+
+
+@pytest.mark.parametrize("backbone", RECURSIVE)
+def test_without_branches_an_update_is_the_identity_up_to_scale(backbone):
+    network = build(TRMConfig(branch_gain=0.0), backbone)
+    body, lattice = network.recursion.backbone, Lattice(torch.arange(5), torch.arange(5) % 3, (5,), "square")
+    h_TD = torch.nn.functional.rms_norm(torch.randn(5 + body.n_context, body.width), (body.width,), eps=1e-5)
+    # coarser levels add to a spot only through branches too
+    torch.testing.assert_close(body(h_TD, lattice)[body.n_context :], h_TD[body.n_context :], atol=1e-4, rtol=1e-4)
+
+
+def test_only_recursions_begin_close_to_the_identity_and_all_branches_decay():
+    assert 0 < TRMConfig().branch_gain < 1
+    assert 0 < UniversalConfig().branch_gain < 1
+    assert FeedforwardConfig().branch_gain == 1
+    decayed, _ = make_optimizer(network := build(resolve_architecture("trm")), FitConfig(n_steps=1)).param_groups
+    assert {id(end.weight) for end in branch_ends(network)} <= {id(p) for p in decayed["params"]}
