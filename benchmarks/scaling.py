@@ -4,8 +4,8 @@
     python benchmarks/scaling.py --max-spots 16000                 # small sections only
     python benchmarks/scaling.py --half-a-million                  # 500,000 cells from coordinates to domains
 
-Every case runs in a process of its own, so that its peak memory is its own. Seconds are those of the processor, which on
-one thread are those of an idle machine: set OMP_NUM_THREADS=1. ``canvas`` is the padded way of the spatial TRM: all
+Every case runs in a process of its own, so that its peak memory is its own. Seconds are those of the processor, which
+on one thread are those of an idle machine: set OMP_NUM_THREADS=1. ``canvas`` is the padded way of the spatial TRM: all
 cells of the bounding box are tokens, those without a spot masked as keys.
 """
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from strecur.nn.genar_config import GenARConfig
     from strecur.nn.lattice import Lattice
     from strecur.nn.network import Batch, Carry
+    from strecur.nn.recursion import State
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,10 @@ class CountNetwork(SpotNetwork):
 
     def __init__(self, n_features: int, recursion: nn.Module, head: CountHead) -> None:
         super().__init__(n_features, recursion, head, halting=None)
+
+    def answer(self, state: State, x_TD: Tensor) -> Tensor:
+        """The answer refines the embedding of a spot: before training, answers differ too little to be read."""
+        return x_TD + state[0]
 
     def training_start(self, batch: Batch, n_steps: int, generator: torch.Generator) -> Carry:
         """Carry before the first supervision step, with dropout, which a validation in between switched off."""
