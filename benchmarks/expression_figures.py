@@ -109,7 +109,8 @@ def main() -> None:
 
     distance, _ = KDTree(test.obsm["spatial"]).query(test.obsm["spatial"], k=2)
     slide = predict_slide(image, model, float(np.median(distance[:, 1])), options)
-    save(st.pl.marker_panel(slide, ["ERBB2", "KRT19", "COL1A1", "CD74"], genes_per_row=2), options.out / "whole_slide.png")
+    maps = st.pl.marker_panel(slide, ["ERBB2", "KRT19", "COL1A1", "CD74"], genes_per_row=2)
+    save(maps, options.out / "whole_slide.png")
     print(f"whole slide: {slide.n_obs} spots")
 
 
