@@ -52,8 +52,6 @@ def gemm_rate(dtype: object) -> float:
 
 def make_network(backbone: str, n_genes: int | None) -> object:
     """Default network of the package; for ``canvas`` the dense one, on the canvas."""
-    import torch
-
     from strecur.models._network import build_network, resolve_architecture, resolve_backbone
     from strecur.nn import DomainHead, ExpressionHead
 
@@ -63,7 +61,6 @@ def make_network(backbone: str, n_genes: int | None) -> object:
     network = build_network(N_FEATURES, resolve_architecture("trm"), config, head, n_outputs, halting=None, seed=0)
     if backbone == "canvas":
         network.recursion.backbone.forward = on_canvas(network.recursion.backbone)
-    assert isinstance(network, torch.nn.Module)
     return network
 
 
@@ -140,7 +137,7 @@ def run_case(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> di
         times.append(time.process_time() - start)
     return {
         "seconds": min(times),
-        "peak_gb": peak_gb() - before,
+        "peak_gb": peak_gb() - before,  # beyond interpreter and libraries
         "share_of_gemm": counter.get_total_flops() / min(times) / rate,
         "gemm_gflops": rate / 1e9,
         "precision": str(dtype).removeprefix("torch."),
@@ -149,11 +146,16 @@ def run_case(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> di
 
 def expected_gb(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> float:
     """What the package itself says before a run."""
-    from strecur.engine.estimate import estimate_memory
+    import torch
 
-    network = make_network(backbone, n_genes)
-    n_tokens = 2 * n_spots if backbone == "canvas" else n_spots
-    return estimate_memory(network, n_tokens, training=phase == "training step") / 1e9
+    from strecur.engine.estimate import Task, memory
+    from strecur.engine.fit import fast_bf16
+    from strecur.models._network import resolve_architecture, resolve_backbone
+
+    config = resolve_backbone("dense" if backbone == "canvas" else backbone, "hex")
+    training, mixed = phase == "training step", fast_bf16(torch.device("cpu"))
+    task = Task(resolve_architecture("trm"), config, N_FEATURES, n_genes or N_DOMAINS, "hex", training, mixed)
+    return memory(task, 2 * n_spots if backbone == "canvas" else n_spots) / 1e9
 
 
 def in_own_process(arguments: list[str]) -> str:
@@ -257,7 +259,7 @@ def half_a_million(backbone: str, n_cells: int) -> None:
     for adata in (small, large):
         st.pp.to_grid(adata)
     report("pp.to_grid")
-    model = st.tl.train_domains(small, "domain", use_rep="X_pca", backbone=backbone, max_epochs=5, progress=False)
+    model = st.tl.train_domains(small, "domain", use_rep="X_pca", backbone=backbone, max_epochs=30, progress=False)
     report("tl.train_domains on 4,000 cells")
     st.tl.trm_domains(large, model, symmetric=False, progress=False)
     report("tl.trm_domains, one view")

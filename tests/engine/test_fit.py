@@ -241,6 +241,45 @@ def test_hidden_spots_have_no_features_but_stay():
     assert len(hidden.lattice.row_N) == 1600
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+def test_training_computes_in_the_wanted_precision(precision, dtype, monkeypatch):
+    seen, original = set(), DomainHead.forward
+
+    def recorded(self, y_ND):
+        seen.add(self.linear(y_ND).dtype)
+        return original(self, y_ND)
+
+    monkeypatch.setattr(DomainHead, "forward", recorded)
+    net = network()
+    options = {"fabric": make_fabric("cpu", 1, precision), "augment": STILL, "seed": 0, "progress": False}
+    fit(net, [section()], FitConfig(n_steps=1, max_epochs=1), **options)
+    assert seen == {dtype}
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
+def test_sections_count_alike_however_large_they_are():
+    """The loss of a batch is the mean of what its sections would have alone, as on several devices."""
+    net, parts = network(), [section("a", 8), section("b", 4, seed=1)]
+    net.recipe = None
+
+    def loss(chosen: list[Section]) -> float:
+        batch = collate(chosen)
+        return net.training_step(batch, net.start(batch), torch.Generator())[0].item()
+
+    assert loss(parts) == pytest.approx((loss(parts[:1]) + loss(parts[1:])) / 2, rel=1e-5)
+    unlabelled = replace(parts[1], target_N=torch.full((16,), -1))
+    assert loss([parts[0], unlabelled]) == pytest.approx(loss(parts[:1]) / 2, rel=1e-5)
+
+
+def test_a_cosine_ends_where_a_line_does():
+    config = FitConfig(n_steps=1, learning_rate=1.0, warmup=0, schedule="cosine")
+    rates = [learning_rate(step, 100, config) for step in range(1, 101)]
+    assert rates[0] == 1
+    assert rates[50] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 0.001
+    assert rates == sorted(rates, reverse=True)
+
+
 def test_more_devices_in_a_notebook_are_refused():
     with pytest.raises(ValueError, match="torchrun"):
         make_fabric("cpu", 2, None)

@@ -351,6 +351,6 @@ def test_names_that_are_not_unique_work(sections, trained):
 
 
 def test_the_dense_backbone_refuses_what_would_not_end(sections, monkeypatch):
-    monkeypatch.setattr("strecur.tl._checks.MAX_DENSE_SPOTS", 100)
+    monkeypatch.setattr("strecur.tl._plan.MAX_DENSE_SPOTS", 100)
     with pytest.raises(ValueError, match="dense backbone is for at most 100.*windowed"):
         train(sections, backbone="dense")

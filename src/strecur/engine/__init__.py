@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from strecur.engine.data import Augmentation, Section, collate
+from strecur.engine.deform import HistAugmentation
 from strecur.engine.fit import FitConfig, fit
 from strecur.engine.predict import Inference, Prediction, predict
 from strecur.engine.restarts import combine
 
-__all__ = ["Augmentation", "FitConfig", "Inference", "Prediction", "Section", "collate", "combine", "fit", "predict"]
+__all__ = [
+    "Augmentation",
+    "FitConfig",
+    "HistAugmentation",
+    "Inference",
+    "Prediction",
+    "Section",
+    "collate",
+    "combine",
+    "fit",
+    "predict",
+]

@@ -90,6 +90,14 @@ class Augmentation:
         return replace(section, features_NF=features)
 
 
+def require_spots(sections: Sequence[Section]) -> None:
+    """Refuse sections without spots."""
+    empty = [section.name for section in sections if not len(section.features_NF)]
+    if empty:
+        msg = f"sections {empty} have no spots; leave them out"
+        raise ValueError(msg)
+
+
 def collate(sections: Sequence[Section], device: torch.device | str = "cpu") -> Batch:
     """Concatenate sections into one batch, without padding."""
     targets = [s.target_N for s in sections]

@@ -14,7 +14,7 @@ from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 from tqdm.auto import tqdm
 
-from strecur.engine.data import Section, collate
+from strecur.engine.data import Section, collate, require_spots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -178,6 +178,7 @@ def fit(
     -------
     One record per epoch: epoch, seconds, train_loss, learning_rate, and what ``validate`` returned.
     """
+    require_spots(sections)
     order = torch.Generator().manual_seed(seed)
     average = MovingAverage(network.to(fabric.device), config.ema)
     stepper, optimizer = fabric.setup(Stepper(network), make_optimizer(network, config))

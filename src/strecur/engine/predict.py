@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from strecur.engine.data import Section, collate, symmetries, view
+from strecur.engine.data import Section, collate, require_spots, symmetries, view
+from strecur.engine.tiles import cut_lattice, step_in_tiles
 from strecur.nn import Carry, Lattice, Streams
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class Inference:
         Keep the output after every step, not just the last.
     keep_latents
         Keep the latent of this many spots, evenly spread over their order, after every step.
+    tile, halo
+        Compute every step in tiles of so many cells along a side, with a halo of at least
+        :func:`strecur.engine.tiles.halo`; 0: a section at once. For networks without global tokens, halting
+        and noise, whose results are the same.
     """
 
     depth: int
@@ -62,6 +67,8 @@ class Inference:
     seed: int = 0
     keep_steps: bool = True
     keep_latents: int = 0
+    tile: int = 0
+    halo: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,7 @@ def predict(
     progress
         Show a progress bar over sections and restarts.
     """
+    require_spots(sections)
     network = network.to(fabric.device).eval()
     jobs = [Job(network, section, restart, inference) for section in sections for restart in range(inference.breadth)]
     waiting, active = deque(jobs), []
@@ -176,7 +184,7 @@ class Job:
         self.n_views = len(symmetries(self.section.lattice.layout)) if self.inference.symmetric else 1
         together = self.n_views
         if self.inference.halt_threshold is None:
-            together = max(MAX_BATCH_SPOTS // len(self.section.lattice.row_N), 1)
+            together = max(MAX_BATCH_SPOTS // len(self.section.lattice.row_N), 1) if not self.inference.tile else 1
         views = range(self.n_views)
         self.rounds = deque(views[start : start + together] for start in range(0, self.n_views, together))
         self.begin_round()
@@ -277,7 +285,7 @@ def advance(network: SpotNetwork, jobs: Sequence[Job], batches: Batches, fabric:
         batch = batches.of(parts)
         with fabric.autocast():
             before = join(network, batch, parts, random=chunk[0][0].is_random, noise=chunk[0][0].inference.noise)
-            output, halt_SL, after = network.step(batch, before)
+            output, halt_SL, after = run_step(network, batch, before, chunk[0][0].inference)
             output = network.head.predict(output)
         halt_S = network.halt_probability(halt_SL, len(parts))
         states, outputs = split(after, batch.lattice), batch.lattice.split(output)
@@ -289,12 +297,24 @@ def advance(network: SpotNetwork, jobs: Sequence[Job], batches: Batches, fabric:
         job.record(*map(list, zip(*steps[id(job)], strict=True)))
 
 
+def run_step(
+    network: SpotNetwork, batch: Batch, carry: Carry, inference: Inference
+) -> tuple[Tensor, Tensor | None, Carry]:
+    """One outer step of some sections at once, or of one in tiles."""
+    if not inference.tile:
+        return network.step(batch, carry)
+    if len(network.context) or carry.streams is not None or batch.lattice.n_sections > 1:
+        msg = "tiles are for networks without global tokens (n_global=0), random starts and noise, section by section"
+        raise ValueError(msg)
+    return step_in_tiles(network, batch, carry, cut_lattice(batch.lattice, inference.tile, inference.halo))
+
+
 def in_chunks(parts: Sequence[tuple[Job, Part]]) -> Iterator[list[tuple[Job, Part]]]:
     """Group parts into batches of a limited number of spots."""
     chunk, n_spots = [], 0
     for job, part in parts:
         n = len(part.section.lattice.row_N)
-        if chunk and n_spots + n > MAX_BATCH_SPOTS:
+        if chunk and (n_spots + n > MAX_BATCH_SPOTS or job.inference.tile):
             yield chunk
             chunk, n_spots = [], 0
         chunk.append((job, part))

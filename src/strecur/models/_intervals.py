@@ -35,17 +35,14 @@ class ExpressionErrors:
     def half_width(self, predicted_NG: np.ndarray, coverage: float) -> np.ndarray:
         """Half the width of the interval that holds the truth with this probability, spots × genes float32.
 
-        It is the ⌈(n + 1) · coverage⌉-th smallest of the ``n`` errors (split conformal prediction), the largest if
-        there are fewer, up to interpolation between ``LEVELS``.
+        It is at least the ⌈(n + 1) · coverage⌉-th smallest of the ``n`` errors (split conformal prediction), rounded up
+        to the next of ``LEVELS``, or the largest if there are fewer.
         """
         bin_NG = (predicted_NG[None] > self.edge_EG[:, None]).sum(axis=0)
-        level_BG = np.minimum((self.count_BG + 1) * coverage / np.maximum(self.count_BG, 1), 1)
-        width_BG = np.stack(
-            [
-                [np.interp(level, LEVELS, error_Q) for level, error_Q in zip(level_G, error_QG.T, strict=True)]
-                for level_G, error_QG in zip(level_BG, self.error_BQG, strict=True)
-            ]
-        )
+        level_BG = np.minimum((self.count_BG + 1) * coverage / self.count_BG, 1)
+        # rounded first, since in floating point 200 * .07 is a little more than 14
+        index_BG = np.ceil(np.round(level_BG * (len(LEVELS) - 1), 9)).astype(int)
+        width_BG = np.take_along_axis(self.error_BQG, index_BG[:, None], axis=1)[:, 0]
         return width_BG[bin_NG, np.arange(predicted_NG.shape[1])].astype(np.float32)
 
 
@@ -58,8 +55,9 @@ def fit_errors(predicted_NG: np.ndarray, truth_NG: np.ndarray) -> ExpressionErro
     for b in range(N_BINS):
         few_G = (bin_NG == b).sum(axis=0) < MIN_SPOTS
         by_bin.append(np.where((bin_NG == b) | few_G, error_NG, np.nan))
+    quantiles = [np.nanquantile(errors_NG, LEVELS, axis=0, method="higher") for errors_NG in by_bin]
     return ExpressionErrors(
         edge_EG.astype(np.float32),
-        np.stack([np.nanquantile(errors_NG, LEVELS, axis=0) for errors_NG in by_bin]).astype(np.float32),
+        np.stack(quantiles).astype(np.float32),
         np.stack([np.isfinite(errors_NG).sum(axis=0) for errors_NG in by_bin]),
     )

@@ -7,13 +7,14 @@ of the paper. Both see nothing but spots: parents exist where a child does, and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from strecur.nn.layers import BranchEnd, SwiGLU, block_size, in_chunks, linear, rms_norm
+from strecur.nn.layers import BranchEnd, SwiGLU, in_chunks, linear, rms_norm
 from strecur.nn.windowed import relative_pairs
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ class HistConfig:
         Global tokens of a section.
     dropout
         Share of the inputs and of the attention weights that is dropped in training.
+    cells_per_pitch
+        Cells to the distance of neighbouring spots, on which a regular lattice is laid out before the network sees it,
+        as its turned and sheared copies are (:class:`strecur.engine.HistAugmentation`); ``None``: as it is.
     """
 
     width: int = 512
@@ -80,6 +84,7 @@ class HistConfig:
     decoder_depths: tuple[int, ...] = (2, 1)
     n_global: int = 1
     dropout: float = 0.05
+    cells_per_pitch: float | None = None
 
 
 class SlideAttention(nn.Module):
@@ -128,30 +133,23 @@ class SlideAttention(nn.Module):
     def attend_in_windows(self, qkv_N: Tensor, lattice: Lattice) -> Tensor:
         """Let each spot attend to its regular and its shifted window in one softmax, (N, D)."""
         bias_HKK = self.bias.to(qkv_N.dtype)[:, self.pair_KK]
-        regular, *regular_sums = self.attend_within(lattice.windows(self.window, 0), qkv_N, bias_HKK)
-        bias_HKK = bias_HKK.masked_fill(self.twice_KK, MASKED)
-        shifted, *shifted_sums = self.attend_within(lattice.windows(self.window, self.window // 2), qkv_N, bias_HKK)
+        once_HKK = bias_HKK.masked_fill(self.twice_KK, MASKED)
+        windows = (lattice.windows(self.window, offset) for offset in (0, self.window // 2))
+        (regular, *regular_sums), (shifted, *shifted_sums) = (
+            part.map(partial(self.attend_within, qkv_N=qkv_N, bias_HKK=bias))
+            for part, bias in zip(windows, (bias_HKK, once_HKK), strict=True)
+        )
         total, top = (torch.stack(pair) for pair in zip(regular_sums, shifted_sums, strict=True))
         scale = (top - top.amax(dim=0)).exp()
         regular_share, shifted_share = (scale / (scale * total).sum(dim=0)).to(regular.dtype)
         return (regular_share * regular + shifted_share * shifted).flatten(1)
 
-    def attend_within(self, windows: Windows, qkv_N: Tensor, bias_HKK: Tensor) -> list[Tensor]:
-        """Attend within windows, short of the division by the total weight.
+    def attend_within(self, windows: Windows, qkv_N: Tensor, bias_HKK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend within some windows, short of the division by the total weight.
 
-        Returns, for each spot and head, the weighted sum of the values (N, H, E), the total weight (N, H, 1) and the
-        largest logit, of which the weights are relative (N, H, 1).
-        """
-        blocks = windows.blocks(block_size(self.window**2))
-        parts = zip(*(self.attend_block(block, qkv_N, bias_HKK) for block in blocks), strict=True)
-        at = windows.site_N[:, None] + torch.arange(self.n_heads, device=qkv_N.device) * windows.spot_WK.numel()
-        tables = (torch.cat(part, dim=1).flatten(0, 2) for part in parts)
-        return [table.index_select(0, at.flatten()).view(*at.shape, -1) for table in tables]
-
-    def attend_block(self, windows: Windows, qkv_N: Tensor, bias_HKK: Tensor) -> list[Tensor]:
-        """Results of :meth:`attend_within` for some windows, each (H, W, K, …).
-
-        Written out, since the fused kernel is several times slower on a CPU for so many small windows with a bias.
+        Returns, for each of their spots and each head, the weighted sum of the values (N, H, E), the total weight
+        (N, H, 1) and the largest logit, of which the weights are relative (N, H, 1). Written out, since the fused
+        kernel is several times slower on a CPU for so many small windows with a bias.
         """
         n_heads, (n_windows, n_slots) = self.n_heads, windows.occupied_WK.shape
         rows = qkv_N.reshape(3 * n_heads * len(qkv_N), -1)
@@ -164,7 +162,9 @@ class SlideAttention(nn.Module):
         weights_BKK = (scores_BKK - top_BK1).exp()
         total_BK1 = weights_BKK.sum(dim=-1, keepdim=True)
         out_BKE = F.dropout(weights_BKK, self.dropout, self.training).to(v.dtype) @ v
-        return [part.unflatten(0, (n_heads, n_windows)) for part in (out_BKE, total_BK1, top_BK1)]
+        at = windows.site_N[:, None] + torch.arange(n_heads, device=rows.device) * (n_windows * n_slots)
+        parts = (part.flatten(0, 1).index_select(0, at.flatten()) for part in (out_BKE, total_BK1, top_BK1))
+        return tuple(part.view(*at.shape, -1) for part in parts)
 
 
 def raised(scores: Tensor) -> Tensor:
@@ -328,7 +328,7 @@ class HistBackbone(nn.Module):
             msg = f"{config} needs a decoder depth for every level but the coarsest: one less than encoder_depths"
             raise ValueError(msg)
         width = self.width = config.width
-        self.n_context = config.n_global
+        self.n_context, self.cells_per_pitch = config.n_global, config.cells_per_pitch
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = nn.ModuleList(stage(config, depth) for depth in config.encoder_depths)
         self.coarsen = nn.ModuleList(HistCoarsening(width, width) for _ in config.decoder_depths)
@@ -339,6 +339,8 @@ class HistBackbone(nn.Module):
         self.fuse = nn.Linear(2 * width, width)
 
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
+        if self.cells_per_pitch is not None:
+            lattice = lattice.finer(self.cells_per_pitch)
         h_TD = run(self.encoder[0], self.dropout(h_TD), lattice)
         passed = []
         for coarsen, layers in zip(self.coarsen, self.encoder[1:], strict=True):

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from strecur.nn.layers import CHUNK
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,34 @@ class Windows:
     occupied_WK: Tensor
     spot_WK: Tensor
 
-    def blocks(self, size: int) -> list[Windows]:
-        """Cut into groups of ``size`` windows; the sites of the spots are left as they are."""
-        size = min(size, len(self.spot_WK))
+    def map(self, attend: Callable[[Windows], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Compute something for the spots of all windows; without gradient for some windows after the other.
+
+        ``attend`` gets windows and returns tensors with a row for each of their spots, in the order of ``site_N``.
+        """
+        if torch.is_grad_enabled() or len(self.blocks) == 1:
+            return attend(self)
+        found = zip(*map(attend, self.blocks), strict=True)
+        return tuple(self.in_order_of_spots(torch.cat(parts)) for parts in found)
+
+    def in_order_of_spots(self, rows_N: Tensor) -> Tensor:
+        return torch.empty_like(rows_N).index_copy_(0, self.order_N, rows_N)
+
+    @cached_property
+    def order_N(self) -> Tensor:
+        """Spots in the order of their sites, and so of the windows."""
+        return self.site_N.argsort()
+
+    @cached_property
+    def blocks(self) -> list[Windows]:
+        """Groups of so many windows as are computed together; the sites of a group count from its first window."""
+        n_slots = self.spot_WK.shape[1]
+        size = max(CHUNK // n_slots, 1)
+        site_N, n_sites = self.site_N[self.order_N], size * n_slots
+        n_spots = torch.bincount(site_N // n_sites).tolist()
         per_window = (self.section_W, self.row_W, self.col_W, self.occupied_WK, self.spot_WK)
-        return [Windows(self.site_N, *parts) for parts in zip(*(part.split(size) for part in per_window), strict=True)]
+        columns = ((site_N % n_sites).split(n_spots), *(part.split(size) for part in per_window))
+        return [Windows(*parts) for parts in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -62,6 +87,7 @@ class Lattice:
     length_S: tuple[int, ...]
     layout: str
     _windows: dict[tuple[int, int], Windows] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _finer: dict[float, Lattice] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @staticmethod
     def concatenate(lattices: Sequence[Lattice]) -> Lattice:
@@ -99,11 +125,32 @@ class Lattice:
         col_N = col_N.min() + col_N.max() - col_N if flip_col else col_N
         return Lattice(row_N + shift[0], col_N + shift[1], self.length_S, self.layout)
 
-    def windows(self, size: int, offset: int) -> Windows:
-        """Assign the spots to windows of ``size`` × ``size`` cells whose grid is moved by ``offset`` cells.
+    @property
+    def cells_N2(self) -> Tensor:
+        """Cell of each spot: (row, column), on a hexagonal lattice (row, column // 2), which no two spots share."""
+        return torch.stack([self.row_N, self.col_N // 2 if self.layout == "hex" else self.col_N], dim=1).long()
 
-        A cell is (row, column); on a hexagonal lattice (row, column // 2), which no two spots share.
+    @property
+    def position_N2(self) -> Tensor:
+        """Position down and to the right: in distances of neighbours, or in cells where the lattice is irregular."""
+        row_N, col_N = self.row_N.double(), self.col_N.double()
+        return torch.stack([row_N * 0.75**0.5, col_N / 2] if self.layout == "hex" else [row_N, col_N], dim=1)
+
+    @torch.inference_mode(mode=False)
+    def finer(self, cells_per_pitch: float) -> Lattice:
+        """Irregular lattice of so many cells to the distance of neighbours; an irregular one has them already.
+
+        At 1.5 cells or more no two spots come to share one.
         """
+        if self.layout == "irregular":
+            return self
+        if cells_per_pitch not in self._finer:
+            row_N, col_N = (self.position_N2 * cells_per_pitch + 0.5).floor().long().unbind(dim=1)
+            self._finer[cells_per_pitch] = Lattice(row_N, col_N, self.length_S, "irregular")
+        return self._finer[cells_per_pitch]
+
+    def windows(self, size: int, offset: int) -> Windows:
+        """Assign the spots to windows of ``size`` × ``size`` cells whose grid is moved by ``offset`` cells."""
         if (size, offset) not in self._windows:
             self._windows[size, offset] = self._assign_windows(size, offset)
         return self._windows[size, offset]
@@ -120,8 +167,7 @@ class Lattice:
 
     @torch.inference_mode(mode=False)  # kept index tensors must serve training too
     def _assign_windows(self, size: int, offset: int) -> Windows:
-        col_N = self.col_N // 2 if self.layout == "hex" else self.col_N
-        row_N, col_N = self.row_N.long() + offset, col_N.long() + offset
+        row_N, col_N = (self.cells_N2 + offset).unbind(dim=1)
         key_3N = (self.section_N, row_N // size, col_N // size)
         window_N, n_windows = number_distinct(key_3N)
         site_N = window_N * size**2 + (row_N % size) * size + col_N % size

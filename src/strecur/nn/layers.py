@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,12 +55,17 @@ def rms_norm(h: Tensor) -> Tensor:
     return F.rms_norm(h.float(), h.shape[-1:], eps=1e-5).to(h.dtype)
 
 
+def hidden_width(width: int) -> int:
+    """Hidden width of the gated MLP: 4·d·2/3 rounded up to a multiple of 256."""
+    return math.ceil(round(4 * width * 2 / 3) / 256) * 256
+
+
 class SwiGLU(nn.Module):
-    """Gated MLP; the hidden width is 4·d·2/3 rounded up to a multiple of 256."""
+    """Gated MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        hidden = math.ceil(round(4 * width * 2 / 3) / 256) * 256
+        hidden = hidden_width(width)
         self.up = linear(width, 2 * hidden)
         self.down = BranchEnd(hidden, width)
 
@@ -78,11 +82,6 @@ def in_chunks(change: Callable[[Tensor], Tensor], h_TD: Tensor) -> Tensor:
     for part, target in zip(h_TD.split(CHUNK), changed_TD.split(CHUNK), strict=True):
         target.copy_(change(part))
     return changed_TD
-
-
-def block_size(n_slots: int) -> int:
-    """Windows of ``n_slots`` that are computed together: all where gradient is wanted."""
-    return sys.maxsize if torch.is_grad_enabled() else max(CHUNK // n_slots, 1)
 
 
 def sinusoidal_positions(row_N: Tensor, col_N: Tensor, width: int) -> Tensor:

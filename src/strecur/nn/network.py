@@ -105,12 +105,16 @@ class SpotNetwork(nn.Module):
         x_TD = self.embed(batch.features_NF, batch.lattice)
         state = self.recursion.step(carry.state, x_TD, batch.lattice, carry.streams)
         n_context = len(self.context)
-        answer_TD = state[0]
+        answer_TD = self.answer(state, x_TD)
         output = self.head(answer_TD[n_context * batch.lattice.n_sections :])
         halt_SL = None
         if self.recipe is not None:
             halt_SL = self.halt_head(answer_TD[: n_context * batch.lattice.n_sections : n_context])
         return output, halt_SL, replace(carry, state=state, step=carry.step + 1)
+
+    def answer(self, state: State, x_TD: Tensor) -> Tensor:
+        """What the head reads of every token."""
+        return state[0]
 
     def halt_probability(self, halt_SL: Tensor | None, n_sections: int) -> Tensor:
         """Probability per section that going on is not worthwhile; NaN for a network without a recipe."""

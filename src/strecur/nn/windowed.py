@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from strecur.nn.layers import BranchEnd, SwiGLU, block_size, in_chunks, linear, rms_norm
+from strecur.nn.layers import BranchEnd, SwiGLU, in_chunks, linear, rms_norm
 
 if TYPE_CHECKING:
     from strecur.nn.lattice import Lattice, Windows
@@ -68,19 +68,17 @@ class WindowedLayer(nn.Module):
     def attend_locally(self, qkv_T: Tensor, lattice: Lattice) -> Tensor:
         """Let each spot attend to its window and the global tokens of its section, in one softmax, (N, D)."""
         windows = lattice.windows(self.window, self.offset)
-        n_slots, n_global = self.window**2, (len(qkv_T) - len(lattice.row_N)) // lattice.n_sections
-        blocks = windows.blocks(block_size(n_slots))
-        out_HWKE = torch.cat([self.attend_block(qkv_T, block, lattice, n_global) for block in blocks], dim=1)
-        at_NH = windows.site_N[:, None] + torch.arange(self.n_heads, device=qkv_T.device) * out_HWKE[0, ..., 0].numel()
-        return out_HWKE.flatten(0, 2).index_select(0, at_NH.flatten()).view(len(lattice.row_N), -1)
+        (out_ND,) = windows.map(lambda some: (self.attend_within(some, qkv_T, lattice),))
+        return out_ND
 
-    def attend_block(self, qkv_T: Tensor, windows: Windows, lattice: Lattice, n_global: int) -> Tensor:
-        """Attend within some windows, (H, W, K, E).
+    def attend_within(self, windows: Windows, qkv_T: Tensor, lattice: Lattice) -> Tensor:
+        """Attend within some windows; return a row for each of their spots.
 
         Keys and values of the global tokens are in extra slots at the end of each window. Written out, since the fused
         kernel is several times slower on a CPU for so many small windows with a bias.
         """
         n_heads, (n_windows, n_slots) = self.n_heads, windows.spot_WK.shape
+        n_global = (len(qkv_T) - len(lattice.row_N)) // lattice.n_sections
         global_WM = windows.section_W[:, None] * n_global + torch.arange(n_global, device=qkv_T.device)
         token_WL = torch.cat([windows.spot_WK + n_global * lattice.n_sections, global_WM], dim=1)
         # one row for each token, part (query, key, value) and head
@@ -90,7 +88,8 @@ class WindowedLayer(nn.Module):
         bias = self.attention_bias(windows, n_global, q.dtype).flatten(0, 1)
         scores_BKL = torch.baddbmm(bias, q[:, :n_slots], k.mT, alpha=q.shape[-1] ** -0.5)
         out_BKE = scores_BKL.softmax(dim=-1).to(v.dtype) @ v
-        return out_BKE.unflatten(0, (n_heads, n_windows))
+        at_NH = windows.site_N[:, None] + torch.arange(n_heads, device=rows.device) * (n_windows * n_slots)
+        return out_BKE.flatten(0, 1).index_select(0, at_NH.flatten()).view(len(at_NH), -1)
 
     def attention_bias(self, windows: Windows, n_global: int, dtype: torch.dtype) -> Tensor:
         """Relative position bias, zero towards global tokens, minus infinity towards empty slots; (H, W, K, K + M)."""

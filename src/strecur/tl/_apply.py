@@ -12,8 +12,8 @@ from strecur._anndata import open_table, read_grid, read_labels, read_sections
 from strecur._settings import settings
 from strecur.models import ExpressionModel
 from strecur.nn import TRMConfig
-from strecur.tl._checks import check_dense_size
 from strecur.tl._embedded import read_embedded
+from strecur.tl._plan import check_prediction, section_sizes
 from strecur.tl._sections import make_sections
 
 if TYPE_CHECKING:
@@ -53,7 +53,14 @@ def read_input(
     else:
         sections = read_sections(table, library_key)
         grid = read_grid(table, sections)
-    check_dense_size(model.backbone, sections, sections.names)
+    check_prediction(
+        model,
+        section_sizes(sections, sections.names),
+        grid.layout,
+        depth=model.architecture.n_steps,
+        accelerator=None,
+        precision=None,
+    )
     columns = model.features.transform(table, sections, grid)
     views = model.features.views(table, sections, grid)
     return ModelInput(table, sections, make_sections(columns, sections, grid, sections.names, views=views))

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from strecur.models._network import to_json
 from strecur.nn import TRMConfig
 from strecur.nn.halting import RECIPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from strecur._anndata import Sections
     from strecur.models import DomainModel, ExpressionModel
-    from strecur.models._network import Architecture, Backbone
-
-MAX_DENSE_SPOTS = 20_000
+    from strecur.models._network import Architecture
 
 
 def check_halting(halting: str | None, task: str) -> None:
@@ -87,16 +83,4 @@ def check_selection(selection: str, allowed: Sequence[str]) -> None:
     """Refuse an unknown way to choose among restarts."""
     if selection not in allowed:
         msg = f"selection={selection!r}; choose one of {list(allowed)}"
-        raise ValueError(msg)
-
-
-def check_dense_size(backbone: Backbone, sections: Sections, names: Sequence[str]) -> None:
-    """Refuse sections on which attention between all pairs of spots would not end."""
-    sizes = {name: len(sections.rows(name)) for name in names}
-    largest = max(sizes, key=sizes.get)
-    if to_json(backbone)["name"] == "dense" and sizes[largest] > MAX_DENSE_SPOTS:
-        msg = (
-            f"section {largest!r} has {sizes[largest]:,} spots; the dense backbone is for at most {MAX_DENSE_SPOTS:,}. "
-            "Train with backbone='windowed', whose cost grows linearly."
-        )
         raise ValueError(msg)

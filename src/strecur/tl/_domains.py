@@ -9,10 +9,12 @@ import pandas as pd
 from strecur._anndata import check_key, open_table, read_grid, read_sections, write
 from strecur._settings import settings
 from strecur.engine import Inference, combine
+from strecur.engine.data import symmetries
 from strecur.engine.restarts import SELECTIONS, agreement, most_converged, pairwise_disagreement
 from strecur.models._calibration import label_sets, temper
-from strecur.tl._checks import check_calibration, check_dense_size, check_inference, check_selection
+from strecur.tl._checks import check_calibration, check_inference, check_selection
 from strecur.tl._labels import UNLABELLED, settling_steps
+from strecur.tl._plan import check_prediction, section_sizes
 from strecur.tl._reasoning import describe_sections, means_by_section, residual_table
 from strecur.tl._sections import join, make_sections
 
@@ -145,7 +147,6 @@ def trm_domains(
     table = open_table(adata, table_key=table_key, copy=copy)
     sections = read_sections(table, library_key)
     grid = read_grid(table, sections)
-    check_dense_size(model.backbone, sections, sections.names)
     recipe_threshold = model.network.recipe.threshold if model.halting else 0.5
     threshold = halt_threshold or model.halt_threshold or recipe_threshold
     inference = Inference(
@@ -155,6 +156,17 @@ def trm_domains(
         halt_threshold=threshold if stop_early else None,
         noise=noise,
         seed=rng,
+    )
+    n_views = len(symmetries(grid.layout)) if symmetric else 1
+    check_prediction(
+        model,
+        section_sizes(sections, sections.names),
+        grid.layout,
+        depth=inference.depth,
+        n_views=n_views if stop_early else 1,
+        n_runs=n_views * breadth,
+        accelerator=accelerator,
+        precision=precision,
     )
     values = model.features.representation(table)
     columns = model.features.columns(values, sections, grid)

@@ -9,9 +9,11 @@ import pandas as pd
 from strecur._anndata import check_key, open_table, read_sections, write
 from strecur._settings import settings
 from strecur.engine import Inference, combine
+from strecur.engine.data import symmetries
 from strecur.tl._apply import hardware
-from strecur.tl._checks import check_dense_size, check_inference, check_samples, check_selection, check_share
+from strecur.tl._checks import check_inference, check_samples, check_selection, check_share
 from strecur.tl._embedded import input_of, read_embedded
+from strecur.tl._plan import check_prediction, section_sizes
 from strecur.tl._reasoning import describe_sections, residual_table
 from strecur.tl._sections import join, make_sections
 
@@ -147,7 +149,6 @@ def predict_expression(
     predicted_NG, by_section = linear_NG, pd.DataFrame(index=pd.Index(sections.names, name="section"))
     obsm, uns, params = {}, {}, {}
     if model.network is not None:
-        check_dense_size(model.backbone, sections, sections.names)
         recipe_threshold = model.network.recipe.threshold if model.halting else 0.5
         threshold = halt_threshold or model.halt_threshold or recipe_threshold
         inference = Inference(
@@ -158,6 +159,17 @@ def predict_expression(
             noise=noise,
             seed=rng,
             keep_steps=False,
+        )
+        n_views = len(symmetries(grid.layout)) if symmetric else 1
+        check_prediction(
+            model,
+            section_sizes(sections, sections.names),
+            grid.layout,
+            depth=inference.depth,
+            n_views=n_views if stop_early else 1,
+            n_runs=n_views * breadth,
+            accelerator=accelerator,
+            precision=precision,
         )
         parts = make_sections(columns, sections, grid, sections.names, views=views)
         place = hardware(accelerator, precision)

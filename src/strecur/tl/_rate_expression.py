@@ -86,4 +86,9 @@ def rate_network(
     truths, predicted = (list(map(model.target.log2, values)) for values in (truths, predicted))
     pcc_network = mean_pcc(truths, predicted)
     model.reliability["pcc_network"] = model.reliability["pcc"] = pcc_network
-    model.scores = pd.DataFrame({"network": score(truths, predicted), "linear": score(truths, linear)})
+    model.scores = pd.DataFrame(
+        {
+            name: score(truths, values) | metrics.pooled_scores(np.concatenate(truths), np.concatenate(values))
+            for name, values in (("network", predicted), ("linear", linear))
+        }
+    )

@@ -34,7 +34,8 @@ def make_sections(
         lattice = Lattice(torch.from_numpy(grid.row[rows]), torch.from_numpy(grid.col[rows]), (len(rows),), grid.layout)
         own_target = None if target is None else torch.from_numpy(target[rows])
         own_views = {element: torch.from_numpy(values[rows]) for element, values in (views or {}).items()}
-        made.append(Section(name, torch.from_numpy(features[rows]), lattice, own_target, own_views))
+        own = features if len(rows) == len(features) else features[rows]  # large enough to do without a copy
+        made.append(Section(name, torch.from_numpy(own), lattice, own_target, own_views))
     return made
 
 

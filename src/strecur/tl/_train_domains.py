@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -27,8 +28,10 @@ from strecur.models._network import (
 )
 from strecur.models.linear import fit_linear_domains
 from strecur.nn import DomainHead
-from strecur.tl._checks import check_dense_size, check_halting
+from strecur.tl._checks import check_halting
+from strecur.tl._hist import EPOCHS, OPTIMISATION, hist_augmentation, hist_network, is_hist
 from strecur.tl._labels import encode_labels, keep_trained_labels
+from strecur.tl._plan import in_tiles, plan_training, section_sizes
 from strecur.tl._sections import choose_validation, count_epochs, make_sections
 from strecur.tl._uncertainty import calibrate_on
 
@@ -48,7 +51,7 @@ def train_domains(
     label_key: str,
     *,
     library_key: str | None = None,
-    architecture: Literal["trm", "universal", "feedforward"] | Architecture = "trm",
+    architecture: Literal["trm", "universal", "feedforward", "hist"] | Architecture = "trm",
     backbone: Literal["windowed", "dense", "hierarchical", "hist"] | Backbone = "windowed",
     use_rep: str | None = None,
     layer: str | None = None,
@@ -58,6 +61,7 @@ def train_domains(
     standardise: bool = True,
     neighbours: Sequence[int] = (19, 91, 301),
     halting: Literal["loss_proxy", "weighted_bce", "random_k"] | None = "loss_proxy",
+    tile: int | None = None,
     validation: Literal["auto"] | str | Sequence[str] | None = "auto",
     max_epochs: int | None = None,
     max_minutes: float | None = None,
@@ -85,7 +89,8 @@ def train_domains(
         Column of ``obs`` that tells sections apart.
     architecture
         How the network is iterated: a tiny recursive model, a universal transformer, or the backbone once;
-        or a configuration of ``strecur.nn``.
+        ``"hist"`` for the whole system of HiST: its network (run once), optimisation, 100 epochs and augmentation; or a
+        configuration of ``strecur.nn``.
     backbone
         What is iterated: attention within windows (cost linear in spots), over whole sections (the paper), or within
         windows of a hierarchy of lattices (linear too; ``"hist"`` is the large network of HiST); or a configuration
@@ -109,6 +114,10 @@ def train_domains(
         Learn when to stop, from spots held out at every step (``"loss_proxy"``: their cross-entropy;
         ``"weighted_bce"``: the same with every domain counting alike) or from random steps (``"random_k"``); ``None``:
         do not learn it.
+    tile
+        Train on tiles of so many cells of the lattice along a side, each seen with as much of its surroundings as
+        reaches it in one outer step; not given: whole sections, and tiles if one exceeds the free memory. Global tokens
+        see the tile in training and the section in prediction.
     validation
         Sections on which the best weights are chosen and the model is calibrated (see :func:`calibrate`); ``"auto"``
         takes one if there are at least four.
@@ -140,7 +149,8 @@ def train_domains(
     KeyError
         If a key does not exist; the message lists those that do.
     ValueError
-        If there are fewer than two domains, or ``X`` holds no counts where counts are needed.
+        If there are fewer than two domains, ``X`` holds no counts where counts are needed, or a section does not fit
+        into memory; the message says what would.
 
     Notes
     -----
@@ -155,10 +165,26 @@ def train_domains(
     held_out = choose_validation(validation, annotated, rng)
     training = [name for name in annotated if name not in held_out]
     labels, target = keep_trained_labels(labels, target, sections, training)
+    as_hist = is_hist(architecture)
+    if as_hist:
+        architecture, backbone = hist_network(backbone)
+        max_epochs, halting = max_epochs or EPOCHS, None
     architecture = resolve_architecture(architecture)
     backbone = resolve_backbone(backbone, grid.layout)
     check_halting(halting, "domains")
-    check_dense_size(backbone, sections, annotated)
+    n_epochs = count_epochs(max_epochs, len(training))
+    tile = plan_training(
+        architecture,
+        backbone,
+        section_sizes(sections, annotated),
+        grid.layout,
+        n_features=n_components * (1 + len(neighbours)),
+        n_outputs=len(labels),
+        n_epochs=n_epochs,
+        tile=tile,
+        accelerator=accelerator,
+        precision=precision,
+    )
 
     features = fit_features(
         table,
@@ -182,15 +208,16 @@ def train_domains(
     )
     fabric = make_fabric(accelerator or settings.accelerator, devices, precision or settings.precision)
     judges = make_sections(columns, sections, grid, held_out, target)
-    config = FitConfig(
-        n_steps=architecture.n_steps, max_minutes=max_minutes, max_epochs=count_epochs(max_epochs, len(training))
-    )
+    config = FitConfig(architecture.n_steps, max_minutes=max_minutes, max_epochs=n_epochs)
+    augment = Augmentation(max_shift=getattr(backbone, "window", 0))
+    if as_hist:
+        config, augment = replace(config, **OPTIMISATION), hist_augmentation(backbone)
     history = fit(
         network,
-        make_sections(columns, sections, grid, training, target),
+        in_tiles(make_sections(columns, sections, grid, training, target), architecture, backbone, tile),
         config,
         fabric=fabric,
-        augment=augmentation or Augmentation(max_shift=getattr(backbone, "window", 0)),
+        augment=augmentation or augment,
         seed=rng,
         validate=validator(judges, architecture.n_steps, fabric) if judges else None,
         progress=settings.progress if progress is None else progress,

@@ -21,8 +21,10 @@ from strecur.models.linear import fit_linear_expression
 from strecur.nn import ExpressionHead, GenARConfig, TRMConfig, UniversalConfig
 from strecur.pp import high_mean_high_variance_genes
 from strecur.tl import _train_counts as counts
-from strecur.tl._checks import check_dense_size, check_halting
+from strecur.tl._checks import check_halting
 from strecur.tl._embedded import Embedded, input_of, read_embedded
+from strecur.tl._hist import EPOCHS, OPTIMISATION, hist_augmentation, hist_network, is_hist
+from strecur.tl._plan import in_tiles, plan_training, section_sizes
 from strecur.tl._rate_expression import rate_genes, rate_network, validator
 from strecur.tl._sections import choose_validation, count_epochs, make_sections
 
@@ -54,12 +56,13 @@ def train_expression(
     target: Literal["log2", "log2_normalised"] = "log2",
     layer: str | None = None,
     size_factor_key: str | None = None,
-    architecture: Literal["trm", "universal", "feedforward", "linear"] | Architecture = "trm",
+    architecture: Literal["trm", "universal", "feedforward", "genar", "hist", "linear"] | Architecture = "trm",
     backbone: Literal["windowed", "dense"] | Backbone = "windowed",
     n_components: int = 100,
     standardise: bool = True,
     neighbours: Sequence[int] = (9, 25, 81),
     halting: Literal["pcc", "rvd", "mse", "gene_pcc", "random_k"] | None = None,
+    tile: int | None = None,
     validation: Literal["auto"] | str | Sequence[str] | None = "auto",
     max_epochs: int | None = None,
     max_minutes: float | None = None,
@@ -95,7 +98,7 @@ def train_expression(
     target
         Scale to predict: ``"log2"`` is log2(counts + 1), as in the paper, in which the depth of a spot dominates;
         ``"log2_normalised"`` the same after dividing the counts by the library size of their spot, times the median
-        library size of the training spots.
+        library size of the training spots. ``architecture="genar"`` predicts counts in any case.
     layer
         Layer of raw counts; ``X`` if not given.
     size_factor_key
@@ -103,10 +106,13 @@ def train_expression(
         genes of the object.
     architecture
         How the network is iterated: a tiny recursive model, a universal transformer, or the backbone once;
-        ``"linear"`` for the ridge regression alone; or a configuration of ``strecur.nn``.
+        ``"genar"`` generates raw counts, gene group by gene group from coarse to fine, out of the features of a spot
+        (:class:`strecur.nn.GenARConfig` also lets it see the section); ``"hist"`` for the whole system of HiST: its
+        network (run once), optimisation, 100 epochs and augmentation; ``"linear"`` for the ridge regression alone; or a
+        configuration of ``strecur.nn``.
     backbone
         What is iterated: attention within windows (cost linear in spots) or over whole sections (the paper);
-        or a configuration of ``strecur.nn``.
+        or a configuration of ``strecur.nn``. Not for GenAR on single spots.
     n_components
         Principal components of the embedding.
     standardise
@@ -116,10 +122,15 @@ def train_expression(
     halting
         Recipe by which the network learns when to stop: by the correlation, the relative variance distance or the
         squared error of spots held out at every step, the correlation gene by gene, or at random steps.
+    tile
+        Train on tiles of so many cells of the lattice along a side, each seen with as much of its surroundings as
+        reaches it in one outer step; not given: whole sections, and tiles if one exceeds the free memory. Global tokens
+        see the tile in training and the section in prediction.
     validation
         Sections on which the best weights are chosen; ``"auto"`` takes one if there are at least four.
     max_epochs
-        Passes over the training sections; not given: 100, 200 for a single section, fewer for more than four.
+        Passes over the training sections; not given: 100, 200 for a single section, fewer for more than four. GenAR
+        learns from some spots of a section in each, and makes 1,000 optimizer steps.
     max_minutes
         Shorten the training to what fits; the result then depends on the speed of the machine.
     augmentation
@@ -146,7 +157,8 @@ def train_expression(
     KeyError
         If a key or a gene does not exist; the message lists those that do.
     ValueError
-        If there are no counts, or fewer than two spots with counts and embedding to train on.
+        If there are no counts, fewer than two spots with counts and embedding to train on, or a section does not fit
+        into memory; the message says what would.
 
     Notes
     -----
@@ -154,6 +166,10 @@ def train_expression(
     with the state carried on without gradient. Spots without any count teach nothing, but are predicted.
     """
     is_linear = isinstance(architecture, str) and architecture == "linear"
+    as_hist = is_hist(architecture)
+    if as_hist:
+        architecture, backbone = hist_network(backbone)
+        max_epochs = max_epochs or EPOCHS
     architecture = None if is_linear else resolve_architecture(architecture)
     check_halting(halting, "expression")
     embedded = read_embedded(read_measured(adata, table_key), use_rep, library_key)
@@ -164,8 +180,20 @@ def train_expression(
         options = {"target": target, "size_factor_key": size_factor_key, "halting": halting}
         backbone = counts.check_counts(architecture, backbone, **options)
     backbone = None if is_linear else resolve_backbone(backbone, grid.layout)
+    n_epochs = count_epochs(max_epochs, len(split.training))
     if not is_linear:
-        check_dense_size(backbone, sections, sections.names)
+        tile = plan_training(
+            architecture,
+            backbone,
+            section_sizes(sections, sections.names),
+            grid.layout,
+            n_features=n_components * (1 + len(neighbours)),
+            n_outputs=genes if isinstance(genes, int) else len(genes),
+            n_epochs=n_epochs,
+            tile=tile,
+            accelerator=accelerator,
+            precision=precision,
+        )
 
     own = only_counts(part, split.in_training, layer)
     panel = choose_genes(own, genes, extra_genes, library_key=library_key, layer=layer)
@@ -212,9 +240,13 @@ def train_expression(
         features.n_columns, architecture, backbone, ExpressionHead, len(panel), halting=halting, seed=rng
     )
     schedule = {
-        "max_epochs": count_epochs(max_epochs, len(split.training)),
+        "max_epochs": n_epochs,
         "learning_rate": RATE_UNIVERSAL if isinstance(architecture, UniversalConfig) else RATE,
+        "weight_decay": WEIGHT_DECAY,
     }
+    augment = default_augmentation(architecture, backbone)
+    if as_hist:
+        schedule, augment = schedule | OPTIMISATION, hist_augmentation(backbone)
     if is_counts:
         model.network.head.set_order(torch.from_numpy(order_G))
         schedule = counts.schedule(architecture, len(split.training), max_epochs)
@@ -224,10 +256,12 @@ def train_expression(
     judges = make_sections(columns, sections, grid, split.held_out, target_NG, views)
     history = fit(
         model.network,
-        make_sections(columns, sections, grid, split.training, target_NG, views),
-        FitConfig(architecture.n_steps, max_minutes=max_minutes, weight_decay=WEIGHT_DECAY, **schedule),
+        in_tiles(
+            make_sections(columns, sections, grid, split.training, target_NG, views), architecture, backbone, tile
+        ),
+        FitConfig(architecture.n_steps, max_minutes=max_minutes, **schedule),
         fabric=fabric,
-        augment=augmentation or default_augmentation(architecture, backbone),
+        augment=augmentation or augment,
         seed=rng,
         validate=validator(judges, architecture.n_steps, fabric, scale) if judges else None,
         progress=settings.progress if progress is None else progress,

@@ -1,0 +1,234 @@
+"""What a run will take is told before it starts, and a run that cannot end well is not started."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from strecur._settings import settings
+from strecur.engine import estimate
+from strecur.engine.fit import fast_bf16
+from strecur.engine.tiles import cut_section, halo
+from strecur.models._network import to_json
+from strecur.nn import DenseConfig, GenARConfig, PatchConfig, WindowedConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from strecur._anndata import Sections
+    from strecur.engine import Section
+    from strecur.engine.estimate import Task
+    from strecur.models import DomainModel, ExpressionModel
+    from strecur.models._network import Architecture, Backbone
+
+logger = logging.getLogger("strecur")
+
+MAX_DENSE_SPOTS = 20_000
+"""Attention between all pairs of more spots fits into memory, but would not end."""
+
+USABLE = 0.9
+"""Share of the free memory that a run may take."""
+
+TILE_SIDES = (512, 384, 256, 192, 128, 96, 64, 48, 32)
+
+
+def plan_training(
+    architecture: Architecture,
+    backbone: Backbone,
+    sizes: Mapping[str, int],
+    layout: str,
+    *,
+    n_features: int,
+    n_outputs: int,
+    n_epochs: int,
+    tile: int | None,
+    accelerator: str | None,
+    precision: str | None,
+) -> int | None:
+    """Tell what a training will take; return the side of its tiles, or None for whole sections.
+
+    Raises
+    ------
+    ValueError
+        If it does not fit into memory; the message says what would.
+    """
+    if not applies(architecture, backbone):
+        return None
+    device = find_device(accelerator)
+    task = estimate.Task(
+        architecture, backbone, n_features, n_outputs, layout, training=True, mixed=is_mixed(precision, device)
+    )
+    name = check_dense_size(backbone, sizes)
+    free = USABLE * estimate.available_memory(device)
+    largest = sizes[name]
+    if tile is None and estimate.memory(task, largest) > free:
+        tile = largest_tile(task, free)
+        if tile is None:
+            raise ValueError(too_large(task, name, largest, free))
+        logger.info(
+            "section %r is too large to train on at once; it is cut into tiles of %d × %d cells", name, *[tile] * 2
+        )
+    together = largest if tile is None else min(largest, spots_of_tile(task, tile))
+    if estimate.memory(task, together) > free:
+        raise ValueError(too_large(task, f"{name} in tiles of {tile}", together, free))
+    overlap = 1 if tile is None else spots_of_tile(task, tile) / (density(layout) * tile**2)
+    work = n_epochs * architecture.n_steps * sum(estimate.operations(task, n) for n in sizes.values()) * overlap
+    report(task, sizes, estimate.memory(task, together), work, device)
+    return tile
+
+
+def check_prediction(
+    model: DomainModel | ExpressionModel,
+    sizes: Mapping[str, int],
+    layout: str,
+    *,
+    depth: int,
+    n_views: int = 1,
+    n_runs: int = 1,
+    accelerator: str | None,
+    precision: str | None,
+) -> None:
+    """Tell what a prediction will take, with so many views in memory at once and so many runs one after the other.
+
+    Raises
+    ------
+    ValueError
+        If it does not fit into memory; the message says what would.
+    """
+    if not applies(model.architecture, model.backbone):
+        return
+    device = find_device(accelerator)
+    n_features, n_outputs = model.network.embedding.in_features, model.network.head.linear.out_features
+    task = estimate.Task(
+        model.architecture,
+        model.backbone,
+        n_features,
+        n_outputs,
+        layout,
+        training=False,
+        mixed=is_mixed(precision, device),
+    )
+    name = check_dense_size(model.backbone, sizes)
+    free = USABLE * estimate.available_memory(device)
+    needed = estimate.memory(task, sizes[name], n_views)
+    if needed > free and n_views > 1 and estimate.memory(task, sizes[name]) < free:
+        msg = f"stop_early keeps all views of section {name!r} in memory ({gigabytes(needed)}, {gigabytes(free)} are "
+        raise ValueError(msg + "free); leave it out, or pass symmetric=False")
+    if needed > free:
+        raise ValueError(too_large(task, name, sizes[name], free))
+    work = depth * n_runs * sum(estimate.operations(task, n) for n in sizes.values())
+    report(task, sizes, needed, work, device)
+
+
+def section_sizes(sections: Sections, names: Sequence[str]) -> dict[str, int]:
+    """Number of spots of each named section."""
+    return {name: len(sections.rows(name)) for name in names}
+
+
+def applies(architecture: Architecture, backbone: Backbone) -> bool:
+    """Whether there is a network whose memory grows with the section; GenAR takes spots in groups."""
+    return (
+        architecture is not None and not isinstance(architecture, GenARConfig) and not isinstance(backbone, PatchConfig)
+    )
+
+
+def check_dense_size(backbone: Backbone, sizes: Mapping[str, int]) -> str:
+    """Refuse sections on which attention between all pairs of spots would not end; return the largest section."""
+    largest = max(sizes, key=sizes.get)
+    if isinstance(backbone, DenseConfig) and sizes[largest] > MAX_DENSE_SPOTS:
+        msg = (
+            f"section {largest!r} has {sizes[largest]:,} spots; the dense backbone is for at most {MAX_DENSE_SPOTS:,}. "
+            "Train with backbone='windowed', whose cost grows linearly."
+        )
+        raise ValueError(msg)
+    return largest
+
+
+def find_device(accelerator: str | None) -> torch.device:
+    """Device that Fabric will choose, as far as memory goes."""
+    name = accelerator or settings.accelerator
+    if name in ("cuda", "gpu") or (name == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda")
+    return torch.device(name if name in ("cpu", "mps") else "cpu")
+
+
+def is_mixed(precision: str | None, device: torch.device) -> bool:
+    """Whether matrix products are in half precision."""
+    precision = precision or settings.precision
+    return fast_bf16(device) if precision is None else "mixed" in precision
+
+
+def density(layout: str) -> float:
+    """Spots to a cell of a full lattice."""
+    return 1 / 1.5**2 if layout == "irregular" else 1.0
+
+
+def spots_of_tile(task: Task, tile: int) -> int:
+    """Spots of a full tile with its halo."""
+    return int(density(task.layout) * (tile + 2 * halo(task.recursion, task.backbone)) ** 2)
+
+
+def largest_tile(task: Task, free: float) -> int | None:
+    """Side of the largest tile that fits, None if there is none."""
+    if isinstance(task.backbone, DenseConfig):
+        return None
+    fitting = [side for side in TILE_SIDES if estimate.memory(task, spots_of_tile(task, side)) < free]
+    return fitting[0] if fitting else None
+
+
+def too_large(task: Task, name: str, n_spots: int, free: float) -> str:
+    """Say what does not fit and what would."""
+    needed = gigabytes(estimate.memory(task, n_spots))
+    msg = f"{task.phase} on section {name!r} ({n_spots:,} spots) would take {needed} of memory, {gigabytes(free)} are "
+    return f"{msg}free. {' '.join(remedies(task, n_spots, free))}"
+
+
+def remedies(task: Task, n_spots: int, free: float) -> list[str]:
+    """What would fit."""
+    found = []
+    windowed = replace(task, backbone=WindowedConfig())
+    if not isinstance(task.backbone, WindowedConfig):
+        smaller = estimate.memory(windowed, n_spots)
+        if smaller < min(free, estimate.memory(task, n_spots)):
+            found.append(f"backbone='windowed' would take {gigabytes(smaller)}.")
+    tile = largest_tile(task, free) if task.training else None
+    if tile is not None:
+        found.append(f"tile={tile} would fit.")
+    fitting = next((n for n in (n_spots // 2**k for k in range(1, 30)) if n and estimate.memory(task, n) < free), None)
+    if fitting is not None and tile is None:
+        found.append(f"Sections of {fitting:,} spots would fit: cut the section, or use a machine with more memory.")
+    return found or ["A smaller network is needed, or a machine with more memory."]
+
+
+def report(task: Task, sizes: Mapping[str, int], needed: float, work: float, device: torch.device) -> None:
+    """Log what a run will take."""
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    duration = estimate.seconds(task, work, device)
+    logger.info(
+        "%s: %d section(s), the largest of %d spots, %s backbone; about %s of memory, %s on %s",
+        *(task.phase, len(sizes), max(sizes.values()), to_json(task.backbone)["name"], gigabytes(needed)),
+        *(f"{duration:.0f} s" if duration < 100 else f"{duration / 60:.0f} min", device.type),
+    )
+
+
+def gigabytes(n_bytes: float) -> str:
+    """Bytes in words."""
+    return f"{n_bytes / 1e9:.1f} GB"
+
+
+def in_tiles(
+    sections: Sequence[Section], architecture: Architecture, backbone: Backbone, tile: int | None
+) -> list[Section]:
+    """Cut training sections that are wider than a tile; the halo is what a spot hears from in one outer step."""
+    if tile is None or not applies(architecture, backbone):
+        return list(sections)
+    around = halo(architecture, backbone)
+    parts = []
+    for section in sections:
+        extent = section.lattice.cells_N2.amax(dim=0) - section.lattice.cells_N2.amin(dim=0)
+        parts += [section] if int(extent.max()) < tile else cut_section(section, tile, around)
+    return parts

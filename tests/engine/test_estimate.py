@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from strecur.engine import Augmentation, FitConfig, Inference, Section, fit, predict
+from strecur.engine.estimate import Task, available_memory, memory, operations, seconds
+from strecur.engine.fit import make_fabric
+from strecur.models._network import build_network
+from strecur.nn import (
+    DenseConfig,
+    DomainHead,
+    ExpressionHead,
+    FeedforwardConfig,
+    HierarchicalConfig,
+    HistConfig,
+    Lattice,
+    TRMConfig,
+    UniversalConfig,
+    WindowedConfig,
+)
+
+N_FEATURES = 50
+TRM, UNIVERSAL, ONCE = TRMConfig(), UniversalConfig(n_repeats=3), FeedforwardConfig()
+CASES = {
+    "windowed": (TRM, WindowedConfig(), 7),
+    "windowed, once": (ONCE, WindowedConfig(), 7),
+    "windowed, wide": (UNIVERSAL, WindowedConfig(width=256, n_layers=3, n_heads=8, window=12), 7),
+    "windowed, genes": (TRM, WindowedConfig(), 2000),
+    "dense": (TRM, DenseConfig(), 7),
+    "hierarchical": (TRM, HierarchicalConfig(), 7),
+    "hist": (ONCE, HistConfig(width=256), 7),
+}
+
+
+def section(side: int, n_outputs: int) -> Section:
+    row, col = (axis.flatten() for axis in torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"))
+    target = torch.arange(side**2) % 7 if n_outputs == 7 else torch.randn(side**2, n_outputs)
+    lattice = Lattice(row, 2 * col + row % 2, (side**2,), "hex")
+    return Section("a", torch.randn(side**2, N_FEATURES), lattice, target)
+
+
+def measured(task: Task, side: int) -> int:
+    """Largest number of bytes that torch holds at once in a short training or a prediction."""
+    head = DomainHead if task.n_outputs == 7 else ExpressionHead
+    part = section(side, task.n_outputs)
+    fabric = make_fabric("cpu", 1, "bf16-mixed" if task.mixed else "32-true")
+    shape = (task.recursion, task.backbone, head, task.n_outputs)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        network = build_network(N_FEATURES, *shape, halting=None, seed=0)
+        if task.training:
+            config = FitConfig(task.recursion.n_steps, max_epochs=2)
+            fit(network, [part], config, fabric=fabric, augment=Augmentation(), seed=0, progress=False)
+        else:
+            inference = Inference(2, symmetric=False, keep_steps=False)
+            predict(network, [part], inference, fabric=fabric, progress=False)
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = torch.tensor([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    return int(held.cumsum(dim=0).max())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_memory_is_known_within_30_percent(case, training):
+    recursion, backbone, n_outputs = CASES[case]
+    task = Task(recursion, backbone, N_FEATURES, n_outputs, "hex", training=training)
+    assert memory(task, 24**2) == pytest.approx(measured(task, 24), rel=0.3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_memory_of_larger_sections_and_of_mixed_precision(training):
+    for mixed, side in ((False, 48), (True, 32)):
+        task = Task(TRM, WindowedConfig(), N_FEATURES, 7, "hex", training=training, mixed=mixed)
+        assert memory(task, side**2) == pytest.approx(measured(task, side), rel=0.3)
+
+
+def test_what_costs_more_is_said_to_cost_more():
+    task = Task(TRM, WindowedConfig(), N_FEATURES, 7, "hex", training=True)
+    large = 10**6
+    assert memory(task, 2 * large) == pytest.approx(2 * memory(task, large), rel=0.01)
+    assert operations(task, 2 * large) == pytest.approx(2 * operations(task, large))
+    dense = Task(TRM, DenseConfig(), N_FEATURES, 7, "hex", training=False)
+    assert operations(dense, 2 * large) > 3.9 * operations(dense, large)
+    deeper = Task(TRMConfig(n_deep=3), WindowedConfig(), N_FEATURES, 7, "hex", training=True)
+    # further blocks without gradient take time and no memory
+    assert memory(deeper, large) == memory(task, large)
+    assert operations(deeper, large) > 1.5 * operations(task, large)
+    predicting = Task(TRM, WindowedConfig(), N_FEATURES, 7, "hex", training=False)
+    assert memory(predicting, large) < memory(task, large) / 8
+    assert memory(predicting, large, n_views=4) > 1.3 * memory(predicting, large)
+
+
+def test_operations_are_those_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for recursion, backbone in (
+        (TRM, WindowedConfig()),
+        (UNIVERSAL, HierarchicalConfig()),
+        (ONCE, HistConfig(width=256)),
+    ):
+        network = build_network(N_FEATURES, recursion, backbone, DomainHead, 7, halting=None, seed=0)
+        with FlopCounterMode(display=False) as counter:
+            inference = Inference(1, symmetric=False)
+            fabric = make_fabric("cpu", 1, "32-true")
+            predict(network, [section(48, 7)], inference, fabric=fabric, progress=False)
+        task = Task(recursion, backbone, N_FEATURES, 7, "hex", training=False)
+        assert operations(task, 48**2) == pytest.approx(counter.get_total_flops(), rel=0.3)
+
+
+def test_the_machine_is_asked():
+    cpu = torch.device("cpu")
+    assert 1e8 < available_memory(cpu) < 1e14
+    task = Task(TRM, WindowedConfig(), N_FEATURES, 7, "hex", training=False)
+    assert 0 < seconds(task, 1e9, cpu) < 100

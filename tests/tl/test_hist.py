@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+import strecur as st
+from strecur.engine import FitConfig, HistAugmentation
+from strecur.engine.fit import learning_rate
+from strecur.nn import FeedforwardConfig, HistBackbone, HistConfig
+from strecur.tl._hist import OPTIMISATION
+
+from .conftest import train
+
+TINY = HistConfig(width=16, n_heads=2)
+APPLY = {"library_key": "section", "accelerator": "cpu", "precision": "32-true", "progress": False}
+
+
+def train_genes(sections, **options: object):
+    """Learn four genes from coordinates and noise, which is quick and nothing else."""
+    rng = np.random.default_rng(0)
+    sections.obsm["X_patch"] = rng.normal(size=(sections.n_obs, 6)).astype(np.float32)
+    options = {"architecture": "hist", "backbone": TINY, "max_epochs": 2, "neighbours": (), **options}
+    return st.tl.train_expression(sections, genes=list(sections.var_names[:4]), **{**APPLY, **options})
+
+
+def test_the_published_system_is_what_is_trained(sections, monkeypatch):
+    seen = {}
+
+    def recorded(network, parts, config, **options):
+        seen.update(network=network, config=config, **options)
+        return [{"epoch": 1, "train_loss": 0.0}]
+
+    monkeypatch.setattr("strecur.tl._train_domains.fit", recorded)
+    model = train(sections, architecture="hist", backbone="windowed", max_epochs=None)
+    assert model.architecture == FeedforwardConfig()
+    published = HistConfig(cells_per_pitch=1.5)
+    assert model.backbone == published
+    assert (published.width, published.window, published.encoder_depths, published.decoder_depths) == (
+        *(512, 6),
+        *((1, 1, 1), (2, 1)),
+    )
+    assert isinstance(seen["network"].recursion.backbone, HistBackbone)
+    config = seen["config"]
+    assert (config.max_epochs, config.learning_rate, config.weight_decay, config.ema) == (100, 1e-4, 1e-4, 0.0)
+    assert seen["augment"] == HistAugmentation()
+    assert model.halting is None
+    rates = [learning_rate(step, 100, config) for step in range(1, 101)]
+    expected = 0.5e-4 * (1 + np.cos(np.pi * np.arange(100) / 100))
+    np.testing.assert_allclose(rates, expected, atol=1e-9)
+    linear = [learning_rate(step, 100, FitConfig(1, learning_rate=1e-4)) for step in range(1, 101)]
+    assert np.abs(np.subtract(rates, linear)).max() > 1e-5
+
+
+def test_domains_are_learned_and_a_saved_model_says_the_same(sections, tmp_path, monkeypatch):
+    monkeypatch.setitem(OPTIMISATION, "learning_rate", 2e-3)  # a small network for a short time
+    model = train(sections, architecture="hist", backbone=HistConfig(width=32, n_heads=2), max_epochs=40)
+    result = st.tl.trm_domains(sections, model, **APPLY, copy=True)
+    assert st.metrics.domain_scores(sections.obs["domain"], result.obs["trm_domains"])["accuracy"] > 0.7
+    model.save(tmp_path / "model")
+    again = st.tl.trm_domains(sections, st.load_model(tmp_path / "model"), **APPLY, copy=True)
+    assert np.array_equal(again.obsm["trm_domains_proba"], result.obsm["trm_domains_proba"])
+
+
+def test_expression_has_pooled_scores_beside_those_by_gene(sections):
+    model = train_genes(sections, validation="S3")
+    assert {"pcc", "mse", "rvd", "r2_pooled", "pcc_pooled"} == set(model.scores.index)
+    truth = model.measure(sections[sections.obs["section"] == "S3"])
+    part = sections[sections.obs["section"] == "S3"].copy()
+    st.tl.predict_expression(part, model, **APPLY)
+    expected = st.metrics.pooled_scores(truth, part.obsm["trm_expression"])
+    assert model.scores.loc["pcc_pooled", "network"] == pytest.approx(expected["pcc_pooled"], abs=1e-3)
+    # genes differ in their means, which pooling rewards
+    assert model.scores.loc["pcc_pooled", "network"] > model.scores.loc["pcc", "network"] + 0.1
+
+
+def test_the_head_starts_at_the_training_means(sections):
+    model = train_genes(sections, max_epochs=1, validation=None)
+    expected = np.log2(1 + sparse.csr_matrix(sections.X)[:, :4].toarray()).mean(axis=0)
+    np.testing.assert_allclose(model.network.head.mean_G.numpy(), expected, rtol=1e-4)
+
+
+def test_another_backbone_does_not_belong_to_it(sections):
+    with pytest.raises(ValueError, match="architecture='hist' has a backbone of its own"):
+        train(sections, architecture="hist", backbone="dense")
+    assert OPTIMISATION["schedule"] == "cosine"

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+import strecur as st
+from strecur.engine import estimate
+from strecur.nn import DenseConfig, HierarchicalConfig, TRMConfig, WindowedConfig
+from strecur.tl import _plan
+from strecur.tl._plan import in_tiles, largest_tile, plan_training
+
+from .conftest import QUICK, SMALL, train
+
+GB = 10**9
+APPLY = {"library_key": "section", "accelerator": "cpu", "precision": "32-true", "progress": False, "copy": True}
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Return what sets the memory that seems to be free."""
+
+    def free(n_bytes: float) -> None:
+        monkeypatch.setattr(estimate, "available_memory", lambda _device: n_bytes)
+
+    return free
+
+
+def plan(backbone: object, sizes: dict[str, int], tile: int | None = None, **options: object) -> int | None:
+    settings = {"n_features": 200, "n_outputs": 7, "n_epochs": 10, "accelerator": "cpu", "precision": "32-true"}
+    return plan_training(TRMConfig(), backbone, sizes, "square", tile=tile, **settings | options)
+
+
+def test_what_a_run_will_take_is_logged(sections, trained, caplog):
+    with caplog.at_level(logging.INFO, logger="strecur"):
+        model = train(sections, max_epochs=1)
+    assert "training: 3 section(s), the largest of 118 spots, windowed backbone; about 0." in caplog.text
+    assert "on cpu" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="strecur"):
+        st.tl.trm_domains(sections, model, **APPLY)
+    assert "prediction: 3 section(s)" in caplog.text
+
+
+@pytest.mark.parametrize("backbone", [WindowedConfig(), HierarchicalConfig()])
+def test_large_sections_get_tiles_that_fit(backbone, memory):
+    memory(40 * GB)
+    assert plan(backbone, {"a": 4_000}) is None
+    tile = plan(backbone, {"a": 4_000, "b": 1_000_000})
+    task = estimate.Task(TRMConfig(), backbone, 200, 7, "square", training=True)
+    assert tile == largest_tile(task, 0.9 * 40 * GB)
+    assert estimate.memory(task, _plan.spots_of_tile(task, tile)) < 40 * GB
+    memory(100 * GB)
+    assert plan(backbone, {"a": 1_000_000}) > tile
+    # a smaller one may be wanted
+    assert plan(backbone, {"a": 1_000_000}, tile=32) == 32
+
+
+def test_what_cannot_fit_raises_and_says_what_would(memory):
+    memory(GB)
+    with pytest.raises(ValueError, match=r"'b' \(16,000 spots\).*are free.*would fit"):
+        plan(DenseConfig(), {"a": 900, "b": 16_000})
+    memory(2.6 * GB)
+    with pytest.raises(ValueError, match="tile=48 would fit"):
+        plan(WindowedConfig(), {"a": 250_000}, tile=256)
+    memory(0.01 * GB)
+    with pytest.raises(ValueError, match="smaller network"):
+        plan(WindowedConfig(), {"a": 900})
+    with pytest.raises(ValueError, match="20,000.*windowed"):
+        plan(DenseConfig(), {"a": 20_001})
+
+
+def test_nothing_is_computed_before(sections, trained, memory, monkeypatch):
+    memory(10**5)
+    for module in ("_train_domains", "_train_expression"):
+        monkeypatch.setattr(f"strecur.tl.{module}.fit", lambda *_a, **_k: pytest.fail("training began"))
+    monkeypatch.setattr("strecur.tl._train_domains.fit_features", lambda *_a, **_k: pytest.fail("features were fitted"))
+    with pytest.raises(ValueError, match=r"training on section 'S2' \(118 spots\) would take"):
+        train(sections)
+    before = set(sections.obs)
+    with pytest.raises(ValueError, match=r"prediction on section 'S2' \(118 spots\) would take"):
+        st.tl.trm_domains(sections, trained, **APPLY)
+    assert set(sections.obs) == before
+
+
+def test_stopping_early_needs_memory_for_all_views(sections, trained, memory):
+    task = estimate.Task(trained.architecture, trained.backbone, 30, 3, "hex", training=False)
+    one, all_views = (estimate.memory(task, 118, n_views) for n_views in (1, 4))
+    memory((one + all_views) / 2 / 0.9)
+    assert st.tl.trm_domains(sections, trained, **APPLY) is not None
+    with pytest.raises(ValueError, match="symmetric=False"):
+        st.tl.trm_domains(sections, trained, **APPLY, stop_early=True)
+    assert st.tl.trm_domains(sections, trained, **APPLY, stop_early=True, symmetric=False) is not None
+
+
+def test_training_in_tiles_learns_from_every_label_once(sections, monkeypatch):
+    seen = []
+    original = _plan.in_tiles
+
+    def recorded(*arguments):
+        seen.append(original(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr("strecur.tl._train_domains.in_tiles", recorded)
+    options = {"backbone": WindowedConfig(width=32, n_heads=2, window=4), "architecture": "feedforward"}
+    model = train(sections, tile=7, max_epochs=40, **options)
+    # sections of 14 × 14 spots in four tiles each
+    (tiles,) = seen
+    assert len(tiles) == 12
+    assert sum(int((part.target_N >= 0).sum()) for part in tiles) == sections.obs["domain"].notna().sum()
+    assert any((part.target_N < 0).any() for part in tiles)
+    result = st.tl.trm_domains(sections, model, **APPLY)
+    scores = st.metrics.domain_scores(sections.obs["domain"], result.obs["trm_domains"])
+    assert scores["accuracy"] > 0.8
+    # tiles that hold whole sections are the sections
+    whole, none = train(sections, tile=14, max_epochs=2, **options), train(sections, max_epochs=2, **options)
+    for one, other in zip(whole.network.parameters(), none.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_expression_learns_in_tiles(sections):
+    sections.obsm["X_patch"] = sections.obsm["spatial"].astype(np.float32)
+    options = {k: v for k, v in QUICK.items() if k != "neighbours"} | {"backbone": SMALL["backbone"]}
+    genes = list(sections.var_names[:4])
+    model = st.tl.train_expression(sections, library_key="section", genes=genes, tile=7, neighbours=(), **options)
+    assert model.history["train_loss"].notna().all()
+
+
+def test_sections_no_wider_than_a_tile_stay_whole():
+    from strecur.engine import Section
+    from strecur.nn import Lattice
+
+    row, col = (axis.flatten() for axis in torch.meshgrid(torch.arange(9), torch.arange(5), indexing="ij"))
+    part = Section("a", torch.zeros(45, 2), Lattice(row, 2 * col, (45,), "hex"), torch.zeros(45, dtype=torch.long))
+    assert in_tiles([part], TRMConfig(), WindowedConfig(), 9) == [part]
+    assert len(in_tiles([part], TRMConfig(), WindowedConfig(), 5)) == 2
+    assert in_tiles([part], TRMConfig(), WindowedConfig(), None) == [part]
