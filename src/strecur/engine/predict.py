@@ -53,7 +53,7 @@ class Inference:
         Keep the latent of this many spots, evenly spread over their order, after every step.
     tile, halo
         Compute every step in tiles of so many cells along a side, with a halo of at least
-        :func:`strecur.engine.tiles.halo`; 0: a section at once. For networks without global tokens, halting
+        ``strecur.engine.tiles.halo``; 0: a section at once. For networks without global tokens, halting
         and noise, whose results are the same.
     """
 

@@ -21,7 +21,7 @@ def rises(scales: object) -> bool:
 
 @dataclass(frozen=True)
 class GenARConfig:
-    """Size and loss of GenAR; the defaults train on two CPU cores in minutes, :meth:`paper` needs a GPU.
+    """Size and loss of GenAR; the defaults train on two CPU cores in minutes, :meth:`~strecur.nn.GenARConfig.paper` needs a GPU.
 
     Attributes
     ----------
@@ -121,5 +121,5 @@ class GenARConfig:
 
     @property
     def longest_sequence(self) -> int:
-        """Positions of the last scale: the start, all coarser groups, all genes."""
+        """Positions of the last scale, which are the start, all coarser groups and all genes."""
         return 1 + sum(self.scales)

@@ -74,7 +74,7 @@ class HistConfig:
         Share of the inputs and of the attention weights that is dropped in training.
     cells_per_pitch
         Cells to the distance of neighbouring spots, on which a regular lattice is laid out before the network sees it,
-        as its turned and sheared copies are (:class:`strecur.engine.HistAugmentation`); ``None``: as it is.
+        as its turned and sheared copies are (``strecur.engine.HistAugmentation``); ``None``: as it is.
     """
 
     width: int = 512

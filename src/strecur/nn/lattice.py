@@ -127,12 +127,12 @@ class Lattice:
 
     @property
     def cells_N2(self) -> Tensor:
-        """Cell of each spot: (row, column), on a hexagonal lattice (row, column // 2), which no two spots share."""
+        """Cell of each spot, (row, column), on a hexagonal lattice (row, column // 2), which no two spots share."""
         return torch.stack([self.row_N, self.col_N // 2 if self.layout == "hex" else self.col_N], dim=1).long()
 
     @property
     def position_N2(self) -> Tensor:
-        """Position down and to the right: in distances of neighbours, or in cells where the lattice is irregular."""
+        """Position down and to the right, in distances of neighbours, or in cells where the lattice is irregular."""
         row_N, col_N = self.row_N.double(), self.col_N.double()
         return torch.stack([row_N * 0.75**0.5, col_N / 2] if self.layout == "hex" else [row_N, col_N], dim=1)
 
