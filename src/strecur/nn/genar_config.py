@@ -21,7 +21,7 @@ def rises(scales: object) -> bool:
 
 @dataclass(frozen=True)
 class GenARConfig:
-    """Size and loss of GenAR; the defaults train on two CPU cores in minutes, those of ``GenARConfig.paper()`` on a GPU.
+    """Size and loss of GenAR; the defaults train on a CPU in minutes, those of ``GenARConfig.paper()`` on a GPU.
 
     Attributes
     ----------
