@@ -20,6 +20,7 @@ import pandas as pd
 from expression import choose_panel, is_done, read_sections
 
 import strecur as st
+from strecur.metrics import library_size_correlation
 from strecur.models.linear import retrieve
 from strecur.nn import GenARConfig, TRMConfig
 from strecur.tl._embedded import input_of, read_embedded
@@ -76,7 +77,7 @@ def score(counts: np.ndarray, log_predicted: np.ndarray, training_counts: np.nda
     return {
         **{name: shared[name] for name in SHARED},
         **st.metrics.zero_scores(counts, predicted),
-        "library_size_correlation": st.metrics.library_size_correlation(counts, predicted),
+        "library_size_correlation": library_size_correlation(counts, predicted),
         "nb_log_likelihood": float(np.mean(likelihood)),
     }
 

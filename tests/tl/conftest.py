@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from toy_histology import join, make_section
 
 import strecur as st
 from strecur.nn import WindowedConfig
@@ -42,3 +43,20 @@ def sections(_sections: AnnData) -> AnnData:
 def trained(_sections: AnnData) -> DomainModel:
     """Return a model of the first two sections."""
     return train(_sections[_sections.obs["section"] != "S3"].copy(), validation=None)
+
+
+@pytest.fixture(scope="session")
+def _pair() -> AnnData:
+    return join(make_section("S1", 1), make_section("S2", 2))
+
+
+@pytest.fixture
+def pair(_pair: AnnData) -> AnnData:
+    """Return two sections with image patches to train on, free to be changed."""
+    return _pair.copy()
+
+
+@pytest.fixture
+def new() -> AnnData:
+    """Return a section with image patches to predict."""
+    return join(make_section("S3", 3))

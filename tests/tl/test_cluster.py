@@ -8,6 +8,8 @@ from sklearn.metrics import adjusted_rand_score
 
 import strecur as st
 
+from .conftest import train
+
 LATENT = "trm_domains_latent"
 
 
@@ -146,7 +148,9 @@ def test_bad_input_is_named(case):
     assert list(adata.uns) == []
 
 
-def test_the_default_is_what_a_prediction_writes(sections, trained):
+def test_the_default_is_what_a_prediction_writes(sections):
+    # latents of a model that was hardly trained do not differ much
+    trained = train(sections[sections.obs["section"] != "S3"].copy(), validation=None, max_epochs=10)
     with pytest.raises(KeyError, match="trm_domains_latent"):
         st.tl.cluster_latent(sections, 3)
     st.tl.trm_domains(sections, trained, library_key="section", accelerator="cpu", progress=False)
@@ -154,5 +158,4 @@ def test_the_default_is_what_a_prediction_writes(sections, trained):
     latent = sections.obsm[LATENT] / np.linalg.norm(sections.obsm[LATENT], axis=1, keepdims=True)
     codes = sections.obs["latent_domains"].cat.codes
     within = sum(latent[codes == c].var(axis=0).sum() * (codes == c).sum() for c in range(3))
-    # a random partition leaves all of the variance within its parts
-    assert within < 0.9 * latent.var(axis=0).sum() * len(latent)
+    assert within < 0.8 * latent.var(axis=0).sum() * len(latent)

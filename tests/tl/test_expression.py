@@ -33,23 +33,6 @@ def assert_same_fit(a: ExpressionModel, b: ExpressionModel) -> None:
 
 
 @pytest.fixture(scope="module")
-def _pair() -> ad.AnnData:
-    return join(make_section("S1", 1), make_section("S2", 2))
-
-
-@pytest.fixture
-def pair(_pair) -> ad.AnnData:
-    """Return two sections to train on, free to be changed."""
-    return _pair.copy()
-
-
-@pytest.fixture
-def new() -> ad.AnnData:
-    """Return a section to predict."""
-    return join(make_section("S3", 3))
-
-
-@pytest.fixture(scope="module")
 def model(_pair) -> ExpressionModel:
     return train(_pair)
 

@@ -30,23 +30,6 @@ def train(adata: ad.AnnData, **options: object) -> ExpressionModel:
 
 
 @pytest.fixture(scope="module")
-def _pair() -> ad.AnnData:
-    return join(make_section("S1", 1), make_section("S2", 2))
-
-
-@pytest.fixture
-def pair(_pair) -> ad.AnnData:
-    """Return two sections to train on, free to be changed."""
-    return _pair.copy()
-
-
-@pytest.fixture
-def new() -> ad.AnnData:
-    """Return a section to predict."""
-    return join(make_section("S3", 3))
-
-
-@pytest.fixture(scope="module")
 def model(_pair) -> ExpressionModel:
     return train(_pair)
 
@@ -125,6 +108,7 @@ def test_plots_compare_on_the_logarithm(model, new):
 @pytest.mark.parametrize("store", ["h5ad", "zarr"])
 def test_results_survive_files(store, model, new, tmp_path):
     new = apply(new, model, n_samples=2)
+    assert new.uns[KEY]["params"]["n_samples"] == 2
     getattr(new, f"write_{store}")(tmp_path / "new")
     back = getattr(ad, f"read_{store}")(tmp_path / "new")
     for key in (KEY, f"{KEY}_spread"):

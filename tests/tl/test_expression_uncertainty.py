@@ -12,18 +12,8 @@ KEY = "trm_expression"
 
 
 @pytest.fixture(scope="module")
-def pair():
-    return join(make_section("S1", 1), make_section("S2", 2))
-
-
-@pytest.fixture(scope="module")
-def new():
-    return join(make_section("S3", 3))
-
-
-@pytest.fixture(scope="module")
-def model(pair):
-    return train(pair, halting="random_k", max_epochs=4)
+def model(_pair):
+    return train(_pair, halting="random_k", max_epochs=4)
 
 
 def test_restarts_are_averaged_and_their_spread_is_written(model, new):

@@ -8,9 +8,10 @@ import torch
 
 import strecur as st
 from strecur.engine import estimate
-from strecur.nn import DenseConfig, HierarchicalConfig, TRMConfig, WindowedConfig
+from strecur.models._network import BACKBONES, to_json
+from strecur.nn import DenseConfig, HierarchicalConfig, Lattice, PatchConfig, TRMConfig, WindowedConfig
 from strecur.tl import _plan
-from strecur.tl._plan import in_tiles, largest_tile, plan_training
+from strecur.tl._plan import in_tiles, largest_shift, largest_tile, plan_training
 
 from .conftest import QUICK, SMALL, train
 
@@ -137,3 +138,23 @@ def test_sections_no_wider_than_a_tile_stay_whole():
     assert in_tiles([part], TRMConfig(), WindowedConfig(), 9) == [part]
     assert len(in_tiles([part], TRMConfig(), WindowedConfig(), 5)) == 2
     assert in_tiles([part], TRMConfig(), WindowedConfig(), None) == [part]
+
+
+@pytest.mark.parametrize(("backbone", "expected"), [(WindowedConfig(), 8), (HierarchicalConfig(), 24)])
+def test_sections_are_moved_until_the_windows_are_the_same_again(backbone, expected):
+    assert largest_shift(backbone) == expected
+    row_N, col_N = (axis.flatten() for axis in torch.meshgrid(torch.arange(40), torch.arange(40), indexing="ij"))
+    lattice = Lattice(row_N, col_N, (len(row_N),), "square")
+    body = BACKBONES[to_json(backbone)["name"]][1](backbone).double()
+    h_TD = torch.randn(len(row_N) + body.n_context, body.width, dtype=torch.float64)
+
+    def moved(shift: int) -> torch.Tensor:
+        with torch.no_grad():
+            return body(h_TD, lattice.moved(transpose=False, flip_row=False, flip_col=False, shift=(shift, 0)))
+
+    torch.testing.assert_close(moved(expected), moved(0), atol=1e-8, rtol=0)
+    assert not torch.allclose(moved(expected // 2), moved(0), atol=1e-3)
+
+
+def test_backbones_without_windows_are_not_moved():
+    assert largest_shift(DenseConfig()) == largest_shift(PatchConfig()) == 0

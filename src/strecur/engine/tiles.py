@@ -37,9 +37,8 @@ def halo(recursion: Recursion, backbone: Backbone) -> int:
         If every spot hears from its whole section.
     """
     layers = partitions(backbone)
-    period = math.lcm(*(size for seen in layers for size, _ in seen))
     distances = []
-    for cell in range(period):
+    for cell in range(period(backbone)):
         low = high = cell
         for seen in [*layers] * n_calls_in_all(recursion):
             low, high = (
@@ -51,6 +50,11 @@ def halo(recursion: Recursion, backbone: Backbone) -> int:
     if isinstance(backbone, HistConfig) and backbone.cells_per_pitch is not None:
         found = math.ceil(found / (backbone.cells_per_pitch * 0.75**0.5)) + 1
     return found
+
+
+def period(backbone: Backbone) -> int:
+    """Cells by which a section can be moved so that its windows are the same again."""
+    return math.lcm(*(size for seen in partitions(backbone) for size, _ in seen))
 
 
 def partitions(backbone: Backbone) -> list[list[Partition]]:

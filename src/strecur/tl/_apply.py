@@ -44,6 +44,8 @@ def read_input(
     *,
     library_key: str | None,
     table_key: str | None,
+    accelerator: str | None,
+    precision: str | None,
 ) -> ModelInput:
     """Read the sections of an object for a model of either kind; nothing is changed."""
     table = open_table(adata, table_key=table_key, read_only=True)
@@ -58,8 +60,8 @@ def read_input(
         section_sizes(sections, sections.names),
         grid.layout,
         depth=model.architecture.n_steps,
-        accelerator=None,
-        precision=None,
+        accelerator=accelerator,
+        precision=precision,
     )
     columns = model.features.transform(table, sections, grid)
     views = model.features.views(table, sections, grid)

@@ -109,7 +109,8 @@ def calibrate_expression(
         stop_early=False,
     )
     check_selection(selection, ("mean", "converged"))
-    given = read_input(adata, model, library_key=library_key, table_key=table_key)
+    place = hardware(accelerator, precision)
+    given = read_input(adata, model, library_key=library_key, table_key=table_key, **place)
     truth_NG = model.measure(given.table)
     missing = [gene for gene, unknown in zip(model.genes, np.isnan(truth_NG).all(axis=0), strict=True) if unknown]
     if missing:
@@ -124,7 +125,7 @@ def calibrate_expression(
         logger.warning("the model was trained on the sections %s, where it errs less; calibrate on others", seen)
     inference = Inference(depth or model.architecture.n_steps, breadth, symmetric=symmetric, seed=rng, keep_steps=False)
     show_bar = settings.progress if progress is None else progress
-    restarts = model.predict(given.parts, inference, **hardware(accelerator, precision), progress=show_bar)
+    restarts = model.predict(given.parts, inference, **place, progress=show_bar)
     predicted_NG = join(given.sections, [combine(runs, selection)[-1] for runs in restarts], axis=0)
     predicted_NG, truth_NG = predicted_NG[known_N], truth_NG[known_N]
     model.errors = fit_errors(predicted_NG, truth_NG)

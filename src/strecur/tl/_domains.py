@@ -8,13 +8,13 @@ import pandas as pd
 
 from strecur._anndata import check_key, open_table, read_grid, read_sections, write
 from strecur._settings import settings
-from strecur.engine import Inference, combine
-from strecur.engine.data import symmetries
+from strecur.engine import combine
 from strecur.engine.restarts import SELECTIONS, agreement, most_converged, pairwise_disagreement
 from strecur.models._calibration import label_sets, temper
+from strecur.tl._apply import hardware
 from strecur.tl._checks import check_calibration, check_inference, check_selection
 from strecur.tl._labels import UNLABELLED, settling_steps
-from strecur.tl._plan import check_prediction, section_sizes
+from strecur.tl._plan import plan_inference
 from strecur.tl._reasoning import describe_sections, means_by_section, residual_table
 from strecur.tl._sections import join, make_sections
 
@@ -147,24 +147,18 @@ def trm_domains(
     table = open_table(adata, table_key=table_key, copy=copy)
     sections = read_sections(table, library_key)
     grid = read_grid(table, sections)
-    recipe_threshold = model.network.recipe.threshold if model.halting else 0.5
-    threshold = halt_threshold or model.halt_threshold or recipe_threshold
-    inference = Inference(
-        depth=depth or model.architecture.n_steps,
-        breadth=breadth,
-        symmetric=symmetric,
-        halt_threshold=threshold if stop_early else None,
-        noise=noise,
-        seed=rng,
-    )
-    n_views = len(symmetries(grid.layout)) if symmetric else 1
-    check_prediction(
+    inference, threshold = plan_inference(
         model,
-        section_sizes(sections, sections.names),
+        sections,
         grid.layout,
-        depth=inference.depth,
-        n_views=n_views if stop_early else 1,
-        n_runs=n_views * breadth,
+        depth=depth,
+        breadth=breadth,
+        noise=noise,
+        symmetric=symmetric,
+        stop_early=stop_early,
+        halt_threshold=halt_threshold,
+        keep_steps=True,
+        rng=rng,
         accelerator=accelerator,
         precision=precision,
     )
@@ -173,8 +167,7 @@ def trm_domains(
     restarts = model.predict(
         make_sections(columns, sections, grid, sections.names),
         inference,
-        accelerator=accelerator or settings.accelerator,
-        precision=precision or settings.precision,
+        **hardware(accelerator, precision),
         progress=settings.progress if progress is None else progress,
     )
     proba_DNC = join(sections, [combine(runs, selection) for runs in restarts], axis=1)

@@ -8,12 +8,11 @@ import pandas as pd
 
 from strecur._anndata import check_key, open_table, read_sections, write
 from strecur._settings import settings
-from strecur.engine import Inference, combine
-from strecur.engine.data import symmetries
+from strecur.engine import combine
 from strecur.tl._apply import hardware
 from strecur.tl._checks import check_inference, check_samples, check_selection, check_share
 from strecur.tl._embedded import input_of, read_embedded
-from strecur.tl._plan import check_prediction, section_sizes
+from strecur.tl._plan import plan_inference
 from strecur.tl._reasoning import describe_sections, residual_table
 from strecur.tl._sections import join, make_sections
 
@@ -149,25 +148,18 @@ def predict_expression(
     predicted_NG, by_section = linear_NG, pd.DataFrame(index=pd.Index(sections.names, name="section"))
     obsm, uns, params = {}, {}, {}
     if model.network is not None:
-        recipe_threshold = model.network.recipe.threshold if model.halting else 0.5
-        threshold = halt_threshold or model.halt_threshold or recipe_threshold
-        inference = Inference(
-            depth=depth or model.architecture.n_steps,
-            breadth=breadth,
-            symmetric=symmetric,
-            halt_threshold=threshold if stop_early else None,
-            noise=noise,
-            seed=rng,
-            keep_steps=False,
-        )
-        n_views = len(symmetries(grid.layout)) if symmetric else 1
-        check_prediction(
+        inference, threshold = plan_inference(
             model,
-            section_sizes(sections, sections.names),
+            sections,
             grid.layout,
-            depth=inference.depth,
-            n_views=n_views if stop_early else 1,
-            n_runs=n_views * breadth,
+            depth=depth,
+            breadth=breadth,
+            noise=noise,
+            symmetric=symmetric,
+            stop_early=stop_early,
+            halt_threshold=halt_threshold,
+            keep_steps=False,
+            rng=rng,
             accelerator=accelerator,
             precision=precision,
         )
@@ -183,10 +175,9 @@ def predict_expression(
         if n_samples:
             spread = model.spread_of_counts(parts, inference, n_samples, **place)
             obsm[f"{key_added}_spread"] = embedded.spread(join(sections, spread, axis=0))
-            params["n_samples"] = n_samples
         uns["residuals"] = residual_table(sections, restarts)
         params = {**asdict(replace(inference, halt_threshold=threshold)), "stop_early": stop_early}
-        params["selection"] = selection
+        params |= {"selection": selection, "n_samples": n_samples}
     if coverage is not None:
         params["coverage"] = coverage
         obsm[f"{key_added}_interval"] = embedded.spread(model.errors.half_width(predicted_NG, coverage))

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from strecur._settings import settings
-from strecur.engine import estimate
+from strecur.engine import Inference, estimate
+from strecur.engine.data import symmetries
 from strecur.engine.fit import fast_bf16
-from strecur.engine.tiles import cut_section, halo
+from strecur.engine.tiles import cut_section, halo, period
 from strecur.models._network import to_json
 from strecur.nn import DenseConfig, GenARConfig, PatchConfig, WindowedConfig
 
@@ -121,6 +122,59 @@ def check_prediction(
         raise ValueError(too_large(task, name, sizes[name], free))
     work = depth * n_runs * sum(estimate.operations(task, n) for n in sizes.values())
     report(task, sizes, needed, work, device)
+
+
+def largest_shift(backbone: Backbone) -> int:
+    """How far training moves sections, in cells, so that windows fall everywhere; 0 for backbones without windows."""
+    return 0 if isinstance(backbone, DenseConfig | PatchConfig) else period(backbone)
+
+
+def plan_inference(
+    model: DomainModel | ExpressionModel,
+    sections: Sections,
+    layout: str,
+    *,
+    depth: int | None,
+    breadth: int,
+    noise: float,
+    symmetric: bool,
+    stop_early: bool,
+    halt_threshold: float | None,
+    keep_steps: bool,
+    rng: int,
+    accelerator: str | None,
+    precision: str | None,
+) -> tuple[Inference, float]:
+    """Fill in what was not given, and tell what the prediction will take; return the threshold of halting too.
+
+    Raises
+    ------
+    ValueError
+        If it does not fit into memory; the message says what would.
+    """
+    recipe_threshold = model.network.recipe.threshold if model.halting else 0.5
+    threshold = halt_threshold or model.halt_threshold or recipe_threshold
+    inference = Inference(
+        depth=depth or model.architecture.n_steps,
+        breadth=breadth,
+        symmetric=symmetric,
+        halt_threshold=threshold if stop_early else None,
+        noise=noise,
+        seed=rng,
+        keep_steps=keep_steps,
+    )
+    n_views = len(symmetries(layout)) if symmetric else 1
+    check_prediction(
+        model,
+        section_sizes(sections, sections.names),
+        layout,
+        depth=inference.depth,
+        n_views=n_views if stop_early else 1,
+        n_runs=n_views * breadth,
+        accelerator=accelerator,
+        precision=precision,
+    )
+    return inference, threshold
 
 
 def section_sizes(sections: Sections, names: Sequence[str]) -> dict[str, int]:

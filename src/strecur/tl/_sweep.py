@@ -103,7 +103,8 @@ def recursion_sweep(
             msg = f"{name}={list(values)}: at least one number is needed, and each must be at least one"
             raise ValueError(msg)
     require_two_states(model)
-    given = read_input(adata, model, library_key=library_key, table_key=table_key)
+    place = hardware(accelerator, precision)
+    given = read_input(adata, model, library_key=library_key, table_key=table_key, **place)
     score = make_scorer(model, given, label_key)
     options = {"symmetric": symmetric, "seed": rng}
     inference = Inference(depth=max(depths) * max(n_deep), **options)
@@ -112,7 +113,7 @@ def recursion_sweep(
     rows = []
     runs = list(product(given.parts, variants))
     for part, n in tqdm(runs, disable=not show_bar, desc="sweeping", unit="run"):
-        ((run,),) = variants[n].predict([part], inference, **hardware(accelerator, precision))
+        ((run,),) = variants[n].predict([part], inference, **place)
         scores = {k: score(part.name, run.output_DN[k - 1]) for k in {d * t for d, t in product(depths, n_deep)}}
         per_block = (n + 1) * layers_per_call(model.backbone)
         rows += [
@@ -232,13 +233,14 @@ def landscape(
     if depth < 2 or n_spots < 1:
         msg = f"depth={depth}, n_spots={n_spots}: a trajectory needs at least two steps and one spot"
         raise ValueError(msg)
-    given = read_input(adata, model, library_key=library_key, table_key=table_key)
+    place = hardware(accelerator, precision)
+    given = read_input(adata, model, library_key=library_key, table_key=table_key, **place)
     score = make_scorer(model, given, label_key)
     inference = Inference(depth=depth, breadth=breadth, symmetric=False, noise=noise, seed=rng, keep_latents=n_spots)
     show_bar = settings.progress if progress is None else progress
     frames = []
     for part in tqdm(given.parts, disable=not show_bar, desc="exploring", unit="section"):
-        (restarts,) = model.predict([part], inference, **hardware(accelerator, precision))
+        (restarts,) = model.predict([part], inference, **place)
         frame = trajectories(restarts)
         frame.insert(0, "section", part.name)
         scores = [score(part.name, output_NC) for run in restarts for output_NC in run.output_DN]

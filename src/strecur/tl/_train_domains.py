@@ -31,7 +31,7 @@ from strecur.nn import DomainHead
 from strecur.tl._checks import check_halting
 from strecur.tl._hist import EPOCHS, OPTIMISATION, hist_augmentation, hist_network, is_hist
 from strecur.tl._labels import encode_labels, keep_trained_labels
-from strecur.tl._plan import in_tiles, plan_training, section_sizes
+from strecur.tl._plan import in_tiles, largest_shift, plan_training, section_sizes
 from strecur.tl._sections import choose_validation, count_epochs, make_sections
 from strecur.tl._uncertainty import calibrate_on
 
@@ -209,7 +209,7 @@ def train_domains(
     fabric = make_fabric(accelerator or settings.accelerator, devices, precision or settings.precision)
     judges = make_sections(columns, sections, grid, held_out, target)
     config = FitConfig(architecture.n_steps, max_minutes=max_minutes, max_epochs=n_epochs)
-    augment = Augmentation(max_shift=getattr(backbone, "window", 0))
+    augment = Augmentation(max_shift=largest_shift(backbone))
     if as_hist:
         config, augment = replace(config, **OPTIMISATION), hist_augmentation(backbone)
     history = fit(

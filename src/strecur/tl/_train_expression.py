@@ -24,7 +24,7 @@ from strecur.tl import _train_counts as counts
 from strecur.tl._checks import check_halting
 from strecur.tl._embedded import Embedded, input_of, read_embedded
 from strecur.tl._hist import EPOCHS, OPTIMISATION, hist_augmentation, hist_network, is_hist
-from strecur.tl._plan import in_tiles, plan_training, section_sizes
+from strecur.tl._plan import in_tiles, largest_shift, plan_training, section_sizes
 from strecur.tl._rate_expression import rate_genes, rate_network, validator
 from strecur.tl._sections import choose_validation, count_epochs, make_sections
 
@@ -277,7 +277,7 @@ def train_expression(
 def default_augmentation(architecture: Architecture, backbone: Backbone) -> Augmentation:
     """Vary sections as suits the network."""
     hide = HIDE if isinstance(architecture, TRMConfig) else 0.0
-    return Augmentation(noise=NOISE, drop=DROP, hide=hide, max_shift=getattr(backbone, "window", 0))
+    return Augmentation(noise=NOISE, drop=DROP, hide=hide, max_shift=largest_shift(backbone))
 
 
 def read_measured(adata: AnnData | SpatialData, table_key: str | None) -> AnnData:

@@ -11,7 +11,7 @@ from strecur._anndata import read_labels
 from strecur._settings import settings
 from strecur.engine import Inference, combine
 from strecur.engine.restarts import SELECTIONS, most_converged
-from strecur.models import DomainModel
+from strecur.models import DomainModel, ExpressionModel
 from strecur.models._calibration import conformal_scores, fit_temperature, negative_log_likelihood, temper
 from strecur.tl._apply import hardware, read_input
 from strecur.tl._checks import check_inference, check_selection
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from strecur._anndata import Sections
-    from strecur.models import ExpressionModel
 
 logger = logging.getLogger("strecur")
 
@@ -110,11 +109,12 @@ def calibrate(
         stop_early=False,
     )
     check_selection(selection, SELECTIONS)
-    given = read_input(adata, model, library_key=library_key, table_key=table_key)
+    place = hardware(accelerator, precision)
+    given = read_input(adata, model, library_key=library_key, table_key=table_key, **place)
     target_N = known_labels(given.table, given.sections, model, label_key)
     inference = Inference(depth or model.architecture.n_steps, breadth=breadth, seed=rng, keep_steps=False)
     show_bar = settings.progress if progress is None else progress
-    restarts = model.predict(given.parts, inference, **hardware(accelerator, precision), progress=show_bar)
+    restarts = model.predict(given.parts, inference, **place, progress=show_bar)
     proba_NC = np.concatenate([combine(runs, selection)[-1] for runs in restarts])
     target_N = np.concatenate([target_N[given.sections.rows(part.name)] for part in given.parts])
     return calibrate_on(model, proba_NC, target_N)
@@ -213,6 +213,8 @@ def calibrate_halting(
     ------
     KeyError
         If the lattice or the representation is missing.
+    TypeError
+        If it is no model.
     ValueError
         If the model was trained without halting, or a number is out of range.
 
@@ -221,16 +223,20 @@ def calibrate_halting(
     In the spatial Tiny Recursive Model (appendix F) the recipes with a threshold of .7 halt at the first or at no step,
     because their probabilities settle at .997, .27 and .07.
     """
+    if not isinstance(model, DomainModel | ExpressionModel):
+        msg = f"expected a model from train_domains or train_expression of strecur.tl, got {type(model).__name__}"
+        raise TypeError(msg)
     if model.halting is None:
         msg = "the model was trained without halting and has no threshold to calibrate; train it with halting=..."
         raise ValueError(msg)
     if not 0 <= quantile < 1 or depth < 1:
         msg = f"quantile={quantile} must be at least 0 and below 1, depth={depth} at least 1"
         raise ValueError(msg)
-    given = read_input(adata, model, library_key=library_key, table_key=table_key)
+    place = hardware(accelerator, precision)
+    given = read_input(adata, model, library_key=library_key, table_key=table_key, **place)
     show_bar = settings.progress if progress is None else progress
     inference = Inference(depth, keep_steps=False)
-    restarts = model.predict(given.parts, inference, **hardware(accelerator, precision), progress=show_bar)
+    restarts = model.predict(given.parts, inference, **place, progress=show_bar)
     settled = [runs[most_converged(runs)].halt_probability_D[-1] for runs in restarts]
     threshold = np.quantile(settled, quantile)
     model.halt_threshold = float(np.clip(threshold, MARGIN, 1 - MARGIN))
