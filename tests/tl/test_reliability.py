@@ -102,7 +102,7 @@ def test_an_interrupt_returns_the_best_model_so_far(sections, monkeypatch):
     assert all(torch.equal(value, seen[1][name]) for name, value in weights(model).items())
 
 
-TINY = {"backbone": WindowedConfig(width=16, n_heads=2, window=4, n_global=1), "n_components": 5, "neighbours": (7,)}
+TINY = {"backbone": WindowedConfig(width=16, n_heads=2, window=4, n_global=1), "use_rep": "X_few", "neighbours": (7,)}
 
 
 class CrashError(Exception):
@@ -251,6 +251,7 @@ def test_a_loss_that_is_no_number_stops_with_the_place_and_changes_nothing(task,
 def test_a_hundred_sections_in_one_call(sections):
     rows = np.arange(sections.n_obs) % 100
     many = sections.copy()
+    many.obsm["X_few"] = many.X[:, :5].toarray()
     many.obs["section"] = [f"part {row}" for row in rows]
     model = train_domains(many, max_epochs=1, validation=None, **TINY)
     assert len(model.sections) == 100
@@ -266,6 +267,7 @@ def resident() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory where Linux tells it")
 def test_repeated_fits_and_predictions_do_not_pile_up(sections):
     one = sections[sections.obs["section"] == "S1"].copy()
+    one.obsm["X_few"] = one.X[:, :5].toarray()
     held = []
     for i in range(30):
         model = train_domains(one, max_epochs=1, rng=i, **TINY)
