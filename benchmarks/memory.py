@@ -66,7 +66,7 @@ def run_case(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> di
         predict(network, [section], inference, fabric=fabric, progress=False)
     shape = (recursion, resolve_backbone(backbone, "hex"), N_FEATURES, n_genes or N_DOMAINS, "hex")
     return {
-        "estimate": memory(Task(*shape, training=phase == "training"), n_spots),
+        "estimate": memory(Task(*shape, training=phase == "training", on_cpu=True), n_spots),
         "measured": watch.peak - watch.before,
     }
 
