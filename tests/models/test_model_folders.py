@@ -251,7 +251,10 @@ def test_a_network_that_no_one_has_memory_for_is_refused_before_it_is_made(case,
     config, arrays = read(folder)
     config[part][name] = value
     write(folder, config, arrays, seal=True)
-    with little_memory(), pytest.raises(ModelFolderError, match=rf"{folder.name} is no model that can be used: .*\d"):
+    with (
+        little_memory(),
+        pytest.raises(ModelFolderError, match=rf"{folder.name} is no model that can be used: .*expected|needs|takes?"),
+    ):
         st.load_model(folder)
 
 
