@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from strecur.models._storage import ModelFolderError, find_folder, read_config
+from strecur.models import _storage
+from strecur.models._storage import ModelFolderError
 from strecur.models.domain import DomainModel
 from strecur.models.expression import ExpressionModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["DomainModel", "ExpressionModel", "ModelFolderError", "load_model"]
 
@@ -31,5 +35,5 @@ def load_model(path: str | Path) -> DomainModel | ExpressionModel:
         If the folder is damaged, incomplete, of another format, or no model. It is a ``ValueError``, and a
         ``FileNotFoundError`` too if a file is missing.
     """
-    kind = read_config(find_folder(Path(path)))["kind"]
+    kind = _storage.read_config(_storage.find_folder(path))["kind"]
     return KINDS[kind].load(path)

@@ -31,7 +31,16 @@ DTYPES = {"F64": 8, "F32": 4, "I64": 8, "I32": 4}
 
 
 class ModelFolderError(ValueError):
-    """A model folder that is damaged, incomplete, of an unknown format, or no model at all; the message says what."""
+    """A model folder that is damaged, incomplete, of an unknown format, or no model at all.
+
+    Parameters
+    ----------
+    message
+        What is wrong, and with which folder.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
 
 
 class IncompleteModelError(ModelFolderError, FileNotFoundError):
@@ -97,7 +106,7 @@ def load_folder(path: str | Path, kind: str | None = None) -> tuple[dict[str, ob
     """
     from safetensors import SafetensorError, safe_open
 
-    path = find_folder(Path(path))
+    path = find_folder(path)
     config = read_config(path, kind)
     try:
         check_values(config)
@@ -122,8 +131,9 @@ def load_folder(path: str | Path, kind: str | None = None) -> tuple[dict[str, ob
     return config, arrays
 
 
-def find_folder(path: Path) -> Path:
+def find_folder(path: str | Path) -> Path:
     """Return the folder that holds the model, also if a save was killed between two renamings."""
+    path = Path(path)
     if not path.exists() and kept_aside(path).is_dir():
         logger.warning("%s was being replaced when the program ended; the model before that is loaded", path)
         path = kept_aside(path)
