@@ -253,7 +253,7 @@ def test_a_hundred_sections_in_one_call(sections):
     many = sections.copy()
     many.obsm["X_few"] = many.X[:, :5].toarray()
     many.obs["section"] = [f"part {row}" for row in rows]
-    model = train_domains(many, max_epochs=1, validation=None, **TINY)
+    model = train_domains(many, max_epochs=1, validation=None, architecture="feedforward", **TINY)
     assert len(model.sections) == 100
     st.tl.trm_domains(many, model, **APPLY, symmetric=False)
     assert len(many.uns["trm_domains"]["sections"]) == 100
