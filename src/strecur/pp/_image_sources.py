@@ -15,7 +15,9 @@ import numpy as np
 from strecur.pp._images import SectionImage, open_image
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
+    from geopandas import GeoDataFrame
     from spatialdata import SpatialData
 
     from strecur._anndata import Sections
@@ -151,7 +153,9 @@ def _from_uns(table: AnnData, name: str, *, alone: bool, elements: list[str]) ->
     if not scales:
         msg = (
             f"adata.uns['spatial'][{name!r}] has no image with a scale factor; there are the images {list(images)} "
-            f"and the scale factors {list(factors)}. Pass image=..."
+            f"and the scale factors {list(factors)}"
+            + (f", and the image elements {elements}" * bool(elements))
+            + ". Pass image=..."
         )
         raise KeyError(msg)
     best = max(scales, key=scales.__getitem__)
@@ -160,18 +164,7 @@ def _from_uns(table: AnnData, name: str, *, alone: bool, elements: list[str]) ->
 
 def _from_element(sdata: SpatialData, table: AnnData, element: str, rows: np.ndarray) -> ImageSource:
     """Take an image element and SpatialData's transformation from the spots to its pixels."""
-    from spatialdata.transformations import get_transformation_between_coordinate_systems
-
-    spots: object = "global"
-    attributes = table.uns.get("spatialdata_attrs")
-    if attributes is not None:
-        regions = table.obs[attributes["region_key"]].iloc[rows].astype(str).unique()
-        if len(regions) > 1:
-            msg = f"the spots of image {element!r} belong to several regions, {list(regions)}; pass library_key"
-            raise ValueError(msg)
-        spots = sdata[regions[0]]
-    transformation = get_transformation_between_coordinate_systems(sdata, spots, sdata.images[element])
-    matrix = np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")))
+    matrix = _to_pixels(_frame(sdata, table, element, rows), sdata.images[element], element)
     scale = matrix[0, 0]
     if scale <= 0 or not np.allclose(matrix[:2, :2], scale * np.eye(2), rtol=0.01, atol=0.01 * abs(scale)):
         msg = (
@@ -180,6 +173,50 @@ def _from_element(sdata: SpatialData, table: AnnData, element: str, rows: np.nda
         )
         raise ValueError(msg)
     return ImageSource(f"images[{element!r}]", sdata.images[element], float(scale), tuple(matrix[:2, 2]))
+
+
+def _frame(sdata: SpatialData, table: AnnData, element: str, rows: np.ndarray) -> object:
+    """Return the element in whose units the coordinates of some spots are; ``None`` if the table annotates none."""
+    attributes = table.uns.get("spatialdata_attrs")
+    if attributes is None:
+        return None
+    regions = table.obs[attributes["region_key"]].iloc[rows].astype(str).unique()
+    if len(regions) > 1:
+        msg = f"the spots of image {element!r} belong to several regions, {list(regions)}; pass library_key"
+        raise ValueError(msg)
+    if regions[0] not in sdata.shapes and "spatial" in table.obsm:
+        # Cells of Xenium annotate labels, in pixels, but their coordinates are in µm, as their outlines are.
+        xy, names = np.asarray(table.obsm["spatial"], dtype=float)[rows, :2], table.obs_names[rows]
+        for shapes in sdata.shapes.values():
+            if _agree(shapes, names, xy):
+                return shapes
+    return sdata[regions[0]]
+
+
+def _agree(shapes: GeoDataFrame, names: pd.Index, xy: np.ndarray) -> bool:
+    """Tell whether shapes of these names lie at these coordinates."""
+    position = shapes.index.astype(str).get_indexer(names)
+    known = np.flatnonzero(position >= 0)
+    if 2 * len(known) < len(names):
+        return False
+    centroids = shapes.geometry.iloc[position[known]].centroid
+    away = np.linalg.norm(np.column_stack([centroids.x, centroids.y]) - xy[known], axis=1)
+    return bool(np.median(away) <= 0.05 * np.ptp(xy[known], axis=0).max())
+
+
+def _to_pixels(frame: object, image: object, element: str) -> np.ndarray:
+    """Return the affine map (3 × 3, of x and y) from the units of an element to the pixels of an image."""
+    from spatialdata.transformations import Identity, get_transformation
+
+    axes = ("x", "y"), ("x", "y")
+    spots = {"global": Identity()} if frame is None else get_transformation(frame, get_all=True)
+    pixels = get_transformation(image, get_all=True)
+    # Readers put both into several systems, which say the same.
+    shared = next((system for system in pixels if system in spots), None)
+    if shared is None:
+        msg = f"image {element!r} is in the coordinate systems {list(pixels)}, the spots are in {list(spots)}"
+        raise ValueError(msg)
+    return np.linalg.inv(pixels[shared].to_affine_matrix(*axes)) @ spots[shared].to_affine_matrix(*axes)
 
 
 def read_mpp(table: AnnData, name: str, rows: np.ndarray, coordinates: np.ndarray, *, alone: bool) -> float | None:
