@@ -27,6 +27,13 @@ def read_split(name: str) -> pd.DataFrame:
     ------
     KeyError
         If there is no such split; the message lists what there is.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> split = st.datasets.read_split("dlpfc-donors-v1")
+    >>> list(split.columns), list(split.index[split["Br8100"] == "test"])
+    (['Br5292', 'Br5595', 'Br8100'], ['151673', '151674', '151675', '151676'])
     """
     with _open("splits", name, ".tsv") as text:
         return pd.read_csv(text, sep="\t", comment="#", index_col=0, dtype=str).rename(index=str)
@@ -51,6 +58,12 @@ def read_genes(name: str) -> list[str]:
     ------
     KeyError
         If there is no such list; the message lists what there is.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> st.datasets.read_genes("her2st-300-training-v1")[:3]
+    ['A2M', 'ACTB', 'ACTG1']
     """
     with _open("genes", name, ".txt") as text:
         return [line for line in map(str.strip, text) if line and not line.startswith("#")]
