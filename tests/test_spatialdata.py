@@ -229,6 +229,36 @@ def test_xenium_cells_have_coordinates_in_micrometres_and_images_in_pixels():
     assert np.abs(away).max() < 2
 
 
+def test_bins_may_annotate_labels_too():
+    """As with annotate_table_by_labels: coordinates stay those of the squares, labels are a raster of the bins."""
+    from spatialdata.models import Labels2DModel, TableModel
+    from spatialdata.transformations import Scale
+
+    sdata = visium_hd()
+    table = sdata["square_016um"].copy()
+    raster = np.zeros((10, 10), dtype=np.int32)
+    table.obs["label"] = table.obs["location_id"] + 1
+    raster[table.obs["array_row"], table.obs["array_col"]] = table.obs["label"]
+    scale = {"hd": Scale([32.0, 32.0], axes=("x", "y"))}
+    sdata["bins"] = Labels2DModel.parse(raster, dims=("y", "x"), transformations=scale)
+    table.obs["region"] = "bins"
+    table.obs["region"] = table.obs["region"].astype("category")
+    del table.uns["spatialdata_attrs"]
+    sdata["table"] = TableModel.parse(table, region="bins", region_key="region", instance_key="label")
+    st.pp.embed_patches(sdata, "hd_hires_image", encoder=MEANS, patch_px=32, table_key="table", progress=False)
+    assert sdata["table"].uns["X_patch"]["sections"]["scale"].item() == pytest.approx(0.5)
+
+
+def test_cells_that_annotate_labels_without_any_outline():
+    sdata = xenium()
+    del sdata.shapes["cell_boundaries"]
+    with pytest.raises(ValueError, match=r"units of obsm\['spatial'\] are unknown.*'cell_labels'"):
+        st.pp.embed_patches(sdata, "he_image", encoder=MEANS, patch_px=6.8, progress=False)
+    sdata["table"].obsm["spatial"] /= PIXEL_UM  # now in pixels of the labels
+    st.pp.embed_patches(sdata, "he_image", encoder=MEANS, patch_px=32, progress=False)
+    assert sdata["table"].uns["X_patch"]["sections"]["scale"].item() == pytest.approx(0.5)
+
+
 def test_images_of_another_place_are_refused():
     from spatialdata.transformations import Identity, set_transformation
 

@@ -15,7 +15,8 @@ import numpy as np
 from strecur.pp._images import SectionImage, open_image
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from collections.abc import Sequence
+
     from anndata import AnnData
     from geopandas import GeoDataFrame
     from spatialdata import SpatialData
@@ -26,6 +27,9 @@ VISIUM_PITCH_UM = 100.0
 """Distance between the centres of neighbouring Visium spots."""
 
 CHECKSUM_BYTES = 65_536
+
+FEW = 500
+"""So many spots tell in which units all coordinates are."""
 
 VISIUM_SPOT_UM = 65.0
 """What Space Ranger's ``spot_diameter_fullres`` spans (not the 55 µm of the printed spot)."""
@@ -184,18 +188,38 @@ def _frame(sdata: SpatialData, table: AnnData, element: str, rows: np.ndarray) -
     if len(regions) > 1:
         msg = f"the spots of image {element!r} belong to several regions, {list(regions)}; pass library_key"
         raise ValueError(msg)
-    if regions[0] not in sdata.shapes and "spatial" in table.obsm:
-        # Cells of Xenium annotate labels, in pixels, but their coordinates are in µm, as their outlines are.
-        xy, names = np.asarray(table.obsm["spatial"], dtype=float)[rows, :2], table.obs_names[rows]
-        for shapes in sdata.shapes.values():
-            if _agree(shapes, names, xy):
-                return shapes
-    return sdata[regions[0]]
+    region = sdata[regions[0]]
+    if regions[0] not in sdata.labels or "spatial" not in table.obsm:
+        return region
+    # Cells of Xenium annotate labels, in pixels, but their coordinates are in µm, as their outlines are.
+    rows = rows[:: max(1, len(rows) // FEW)]
+    few, xy = table.obs.iloc[rows], np.asarray(table.obsm["spatial"], dtype=float)[rows, :2]
+    if _lie_on_labels(region, few[attributes["instance_key"]].to_numpy(), xy):
+        return region
+    for shapes in sdata.shapes.values():
+        if any(_lie_at_shapes(shapes, names, xy) for names in (few.index, *(few[c].to_numpy() for c in few))):
+            return shapes
+    msg = (
+        f"the units of obsm['spatial'] are unknown: the spots annotate the labels {regions[0]!r}, but do not lie on "
+        f"them, nor at the shapes {list(sdata.shapes)}; give the image as an array or path, with image_scale"
+    )
+    raise ValueError(msg)
 
 
-def _agree(shapes: GeoDataFrame, names: pd.Index, xy: np.ndarray) -> bool:
+def _lie_on_labels(labels: object, instances: np.ndarray, xy: np.ndarray) -> bool:
+    """Tell whether labels have the numbers of the spots where the spots are."""
+    level = next(iter(labels["scale0"].data_vars.values())) if hasattr(labels, "children") else labels
+    col, row = np.floor(xy).astype(int).T
+    inside = (row >= 0) & (col >= 0) & (row < level.shape[0]) & (col < level.shape[1])
+    if 2 * inside.sum() < len(xy):
+        return False
+    found = level.data.vindex[row[inside], col[inside]].compute()
+    return bool(np.mean(found == instances[inside]) > 0.5)
+
+
+def _lie_at_shapes(shapes: GeoDataFrame, names: Sequence, xy: np.ndarray) -> bool:
     """Tell whether shapes of these names lie at these coordinates."""
-    position = shapes.index.astype(str).get_indexer(names)
+    position = shapes.index.get_indexer(names)
     known = np.flatnonzero(position >= 0)
     if 2 * len(known) < len(names):
         return False
