@@ -31,19 +31,18 @@ def main(path: str) -> None:
     scores = st.metrics.domain_scores(new.obs["domain"], new.obs[KEY])
     print(f"{SECTION}: adjusted Rand index {scores['ari']:.2f}, accuracy {scores['accuracy']:.2f}")
 
-    figure, axes = plt.subplots(1, 6, figsize=(13, 2.7), layout="constrained")
+    figure, axes = plt.subplots(1, 6, figsize=(13, 2.2), layout="constrained")
     steps = new.obsm[f"{KEY}_steps"]
     names = new.obs[KEY].cat.categories
     for ax, step in zip(axes[2:5], STEPS, strict=True):
         new.obs["step"] = names[steps[:, step - 1]].astype("category").set_categories(names)
-        draw(new, "step", ax, f"step {step}")
+        draw(new, "step", ax, f"{SECTION}, new: step {step}")
     for ax, name in zip(axes[:2], ("S1", "S2"), strict=True):
         draw(annotated[annotated.obs["section"] == name].copy(), "domain", ax, f"{name}, annotated by you")
     st.pl.confidence(new, KEY, library_key="section", img=False, ax=axes[5], show=False)
-    axes[5].set_title("confidence", fontsize=11)
-    figure.text(axes[3].get_position().x0, 0.97, "")
-    axes[3].set_title(f"{SECTION}, new: step {STEPS[1]}", fontsize=11)
-    figure.savefig(path, dpi=110)
+    axes[5].set_title(f"{SECTION}: confidence", fontsize=11)
+    figure.axes[-1].set_ylabel("")
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def draw(adata, key: str, ax, title: str) -> None:
