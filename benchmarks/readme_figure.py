@@ -41,7 +41,6 @@ def main(path: str) -> None:
         draw(annotated[annotated.obs["section"] == name].copy(), "domain", ax, f"{name}, annotated by you")
     st.pl.confidence(new, KEY, library_key="section", img=False, ax=axes[5], show=False)
     axes[5].set_title(f"{SECTION}: confidence", fontsize=11)
-    figure.axes[-1].set_ylabel("")
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
