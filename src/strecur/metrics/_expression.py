@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.metrics import r2_score
 
+from strecur._arguments import check_positive, check_whole
 from strecur.metrics._arrays import correlation, dense, pair, varies
 from strecur.metrics._structure import gene_structure, moran_structure
 
@@ -58,6 +59,8 @@ def pcc_top(pcc: ArrayLike, k: int | None = None) -> float:
     -------
     Mean over the best ``k`` defined genes; NaN if there is none. Undefined genes are left out, not counted as zero.
     """
+    if k is not None:
+        check_whole("k", k)
     pcc = np.asarray(pcc, dtype=np.float64)
     best = np.sort(pcc[~np.isnan(pcc)])[::-1][:k]
     return float(best.mean()) if len(best) else np.nan
@@ -158,6 +161,8 @@ def depth_normalised(log_counts: ArrayLike, *, target_sum: float | None = None) 
     total = counts.sum(axis=1)
     if target_sum is None:
         target_sum = _median_total(counts)
+    elif not np.isnan(target_sum):  # of spots without counts
+        check_positive("target_sum", target_sum)
     scale = np.divide(target_sum, total, out=np.full_like(total, np.nan), where=total > 0)
     return np.log2(counts * scale[:, None] + 1)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from strecur.models import _storage
 from strecur.models.domain import DomainModel
 from strecur.models.expression import ExpressionModel
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["DomainModel", "ExpressionModel", "load_model"]
 
@@ -35,6 +32,9 @@ def load_model(path: str | Path) -> DomainModel | ExpressionModel:
     ValueError
         If the folder was written by a version with another format.
     """
+    if not isinstance(path, str | Path):
+        msg = f"path={path!r}: pass the path of a model folder"
+        raise TypeError(msg)
     config, _ = _storage.load_folder(path)
     if config.get("kind") not in KINDS:
         msg = f"{path} holds a model of unknown kind {config.get('kind')!r}; this version knows {sorted(KINDS)}"

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from strecur._anndata import check_key, logger, open_table, read_sections, require, write
+from strecur._anndata import check_free, check_key, logger, open_table, read_array, read_sections, require, write
+from strecur._arguments import check_number
 from strecur.pp._lattice import MIN_SPOTS, Placement, fit_lattice, likely_layout, place_cells, place_few
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def to_grid(
     """
     table = open_table(adata, table_key=table_key, copy=copy)
     check_key(key_added)
+    check_free(table, key_added, default="grid")
     _check_options(layout, cells_per_pitch)
     sections = read_sections(table, library_key)
     _check_names(sections.names)
@@ -141,7 +143,8 @@ def _check_options(layout: str, cells_per_pitch: float) -> None:
     if layout not in LAYOUTS:
         msg = f"layout={layout!r} is not one of {list(LAYOUTS)}"
         raise ValueError(msg)
-    if not (np.isfinite(cells_per_pitch) and cells_per_pitch >= 1):
+    check_number("cells_per_pitch", cells_per_pitch)
+    if cells_per_pitch < 1:
         msg = (
             f"cells_per_pitch={cells_per_pitch!r}: at least 1 is needed to give every cell a site, 1.5 or more is good"
         )
@@ -169,7 +172,7 @@ def _read_array(adata: AnnData) -> np.ndarray | None:
 
 def _read_coordinates(adata: AnnData, spatial_key: str) -> np.ndarray:
     require(adata.obsm, spatial_key, where="obsm", hint="spatial_key names the coordinates (x, y) of the spots")
-    xy = np.asarray(adata.obsm[spatial_key], dtype=float)
+    xy = read_array(adata, spatial_key)
     if xy.ndim != 2 or xy.shape[1] != 2:
         msg = f"adata.obsm[{spatial_key!r}] has shape {xy.shape}; expected spots × 2 (x, y), so choose two columns"
         raise ValueError(msg)
@@ -228,7 +231,10 @@ def _from_array(
 ) -> Lattice:
     """Keep array coordinates; coordinates of the spots serve to tell the layout and to measure."""
     _check_overlap(adata, array, sections, library_key=library_key, what="array coordinates")
-    xy = np.asarray(adata.obsm[spatial_key], dtype=float) if spatial_key in adata.obsm else np.full(array.shape, np.nan)
+    xy = read_array(adata, spatial_key) if spatial_key in adata.obsm else np.full(array.shape, np.nan)
+    if xy.shape != array.shape:
+        msg = f"adata.obsm[{spatial_key!r}] has shape {xy.shape}; expected spots × 2 (x, y), so choose two columns"
+        raise ValueError(msg)
     rows = [sections.rows(name) for name in sections.names]
     fits = [_fit_affine(array[r], xy[r]) for r in rows]
     staggered = all(len(np.unique(array[r].sum(axis=1) % 2)) == 1 for r in rows)
