@@ -98,6 +98,14 @@ def labelled() -> AnnData:
     return deepcopy(_labelled())
 
 
+def clustered() -> AnnData:
+    """The same with a latent that has three clusters of different size."""
+    adata, rng = labelled(), np.random.default_rng(0)
+    centres = 5 * np.eye(3, 8)[rng.choice(3, adata.n_obs, p=(0.5, 0.3, 0.2))]
+    adata.obsm["trm_domains_latent"] = (centres + rng.normal(size=centres.shape)).astype(np.float32)
+    return adata
+
+
 @cache
 def _pair() -> AnnData:
     return join(make_section("S1", 1), make_section("S2", 2))
@@ -242,7 +250,7 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
         sections,
         {"model": domain_model, "label_key": "domain", "depth": 3, "breadth": 2, "n_spots": 20, **PREDICT},
     ),
-    "tl.cluster_latent": (labelled, {"n_domains": 3, **SECTIONS}),
+    "tl.cluster_latent": (clustered, {"n_domains": 3, **SECTIONS}),
     "get.expression": (predicted, {}),
     "pl.domains": (labelled, {"truth": "domain", "linear": True}),
     "pl.refinement": (labelled, {}),
