@@ -208,9 +208,10 @@ def test_every_form_of_the_object_gives_the_same(name, form, tmp_path):
         # random starts are drawn spot by spot
         options["breadth"] = 1
         expected = world.call(name, first, {**options, "copy": True})
+    new = slots(expected) - slots(first)
+    assert new
     given = FORMS[form](first, tmp_path)
     assert world.call(name, given, options) is None
-    new = slots(expected) - slots(first)
     rows = expected.obs_names.get_indexer(given.obs_names)
     for slot, key, *part in new:
         if part or slot == "uns":

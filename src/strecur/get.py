@@ -41,6 +41,8 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
     ------
     KeyError
         If there are no such results; the message lists what there is.
+    ValueError
+        If they were cut, so that genes and columns differ.
     """
     from anndata import AnnData
 

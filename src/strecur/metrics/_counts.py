@@ -78,6 +78,11 @@ def moment_dispersion(counts: ArrayLike) -> np.ndarray:
     -------
     (variance − mean) / mean² per gene (sample variance), 0 where the variance is below the mean, and 0 for a gene
     without counts.
+
+    Raises
+    ------
+    ValueError
+        If the counts are not whole numbers from 0 on.
     """
     counts, _ = _counts_and_prediction(counts, counts)
     if len(counts) < 2:
@@ -102,6 +107,11 @@ def zero_scores(counts: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
 
     - ``zero_precision``: share of predicted zeros that are zeros; NaN if none is predicted.
     - ``zero_recall``: share of zeros that are predicted; NaN if there is none.
+
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or the counts are not whole numbers from 0 on.
     """
     counts, predicted = _counts_and_prediction(counts, predicted)
     true, pred = (counts == 0).ravel(), (predicted < 0.5).ravel()
@@ -127,6 +137,11 @@ def library_size_correlation(counts: ArrayLike, predicted: ArrayLike) -> float:
     Returns
     -------
     Pearson correlation of the row sums, NaN if one side is constant.
+
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or the counts are not whole numbers from 0 on.
     """
     counts, predicted = _counts_and_prediction(counts, predicted)
     return float(correlation(counts.sum(axis=1, keepdims=True), predicted.sum(axis=1, keepdims=True))[0])

@@ -58,6 +58,11 @@ def pcc_top(pcc: ArrayLike, k: int | None = None) -> float:
     Returns
     -------
     Mean over the best ``k`` defined genes; NaN if there is none. Undefined genes are left out, not counted as zero.
+
+    Raises
+    ------
+    ValueError
+        If ``k`` is below one.
     """
     if k is not None:
         check_whole("k", k)
@@ -83,6 +88,11 @@ def rvd(truth: ArrayLike, predicted: ArrayLike) -> float:
     -------
     Mean over genes, NaN if every gene is constant.
 
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or single values of a spot are missing.
+
     Notes
     -----
     Definition of the code of Stem, which the spatial TRM paper takes over; that paper prints σ where the code has
@@ -104,6 +114,11 @@ def rvd_std(truth: ArrayLike, predicted: ArrayLike) -> float:
     Returns
     -------
     Mean over genes, NaN if every gene is constant.
+
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or single values of a spot are missing.
     """
     return _relative_distance(truth, predicted, spread=np.std)
 
@@ -125,6 +140,11 @@ def pooled_scores(truth: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
     Returns
     -------
     Dictionary of ``r2_pooled`` (coefficient of determination) and ``pcc_pooled`` (Pearson correlation).
+
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or single values of a spot are missing.
 
     Notes
     -----
@@ -156,6 +176,11 @@ def depth_normalised(log_counts: ArrayLike, *, target_sum: float | None = None) 
     Returns
     -------
     Float64 spots × genes.
+
+    Raises
+    ------
+    ValueError
+        If it is no table of numbers, or ``target_sum`` is not positive.
     """
     counts = _counts(dense(log_counts))
     total = counts.sum(axis=1)

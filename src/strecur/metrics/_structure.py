@@ -35,6 +35,11 @@ def gene_structure(truth: ArrayLike, predicted: ArrayLike) -> float:
     Returns
     -------
     Correlation in [-1, 1]; NaN with fewer than three varying genes.
+
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or single values of a spot are missing.
     """
     truth, predicted, _ = pair(truth, predicted)
     both = varies(truth) & varies(predicted)

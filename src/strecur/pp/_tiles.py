@@ -73,6 +73,8 @@ def tile_image(
 
     Raises
     ------
+    FileNotFoundError, OSError
+        If the image does not exist or is damaged.
     ValueError
         If the pitch is unknown, absurd for the image, or no tissue is found.
     """
