@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def check_whole(name: str, value: object, *, least: int = 1) -> None:
+def check_whole(name: str, value: object, *, least: float = 1) -> None:
     """Refuse what is no whole number, or one below ``least``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         msg = f"{name}={value!r}: pass a whole number"

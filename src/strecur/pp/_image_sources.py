@@ -114,7 +114,7 @@ def find_images(
             found[name] = _from_element(data, table, source, sections.rows(name))
             continue
         scale = for_section(image_scale, name, argument="image_scale")
-        check_positive(f"image_scale for section {name!r}", scale)
+        check_positive(f"section {name!r}: image_scale", scale)
         if not isinstance(source, str | Path):
             found[name] = ImageSource(f"array {tuple(np.shape(source))}", source, float(scale))
         elif elements and not Path(source).is_file():

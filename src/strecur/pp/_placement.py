@@ -80,7 +80,7 @@ def mpp_of(mpp: float | Mapping[str, float] | None, name: str) -> float | None:
     """Return the micrometres per pixel that the caller gave for a section."""
     mpp = for_section(mpp, name, argument="mpp")
     if mpp is not None:
-        check_positive(f"mpp for section {name!r}", mpp)
+        check_positive(f"section {name!r}: mpp", mpp)
     return None if mpp is None else float(mpp)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from strecur._arguments import check_number, check_positive, check_several, check_whole
@@ -97,8 +98,8 @@ def check_share(name: str, value: float) -> None:
 
 def check_samples(model: ExpressionModel, n_samples: int) -> None:
     """Refuse a number of samples that shows no spread, and samples of a model that predicts no counts."""
-    check_whole("n_samples", n_samples, least=0)
-    if n_samples == 1:
+    check_whole("n_samples", n_samples, least=-math.inf)
+    if n_samples < 0 or n_samples == 1:
         msg = f"n_samples={n_samples} must be 0 or at least 2"
         raise ValueError(msg)
     if n_samples and model.target.scale != "counts":
