@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,17 @@ import pandas as pd
 from scipy import sparse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger("strecur")
 
+LAYOUTS = ("hex", "square", "irregular")
 LEGAL_KEY = re.compile(r"(?!__)[A-Za-z0-9_.-]+")
+# What the record of every result in uns holds.
+RECORDED = {"params", "encoder"}
 ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*\d+)\.\d+$")
 
 
@@ -63,7 +67,7 @@ def find_coordinates(data: AnnData | SpatialData, table: AnnData, spatial_key: s
     ``None`` if there is neither.
     """
     if spatial_key in table.obsm:
-        return np.asarray(table.obsm[spatial_key], dtype=float)
+        return read_array(table, spatial_key)
     attributes = table.uns.get("spatialdata_attrs")
     if attributes is None or not hasattr(data, "shapes"):
         return None
@@ -82,16 +86,33 @@ def find_coordinates(data: AnnData | SpatialData, table: AnnData, spatial_key: s
     return xy
 
 
-def check_key(key: str) -> str:
+def check_key(key: str, argument: str = "key_added") -> str:
     """Refuse a ``key_added`` that SpatialData or h5ad could not store."""
     if not isinstance(key, str) or not LEGAL_KEY.fullmatch(key):
-        msg = f"key_added={key!r} is not a legal key: use letters, digits, '_', '-' and '.', not starting with '__'"
+        msg = f"{argument}={key!r} is not a legal key: use letters, digits, '_', '-' and '.', not starting with '__'"
         raise ValueError(msg)
     return key
 
 
+def check_free(adata: AnnData, key: str, *, default: str) -> None:
+    """Refuse a ``key_added`` that names something which is no earlier result; the default always does."""
+    record = adata.uns.get(key)
+    if key == default or (isinstance(record, Mapping) and RECORDED & record.keys()):
+        return
+    taken = [slot for slot in ("obs", "obsm", "uns") if key in getattr(adata, slot)]
+    if taken:
+        msg = (
+            f"key_added={key!r} would replace adata.{taken[0]}[{key!r}], which is no result of this package; choose "
+            "another key_added, or delete it first"
+        )
+        raise ValueError(msg)
+
+
 def require(mapping: Mapping | pd.DataFrame, key: str, *, where: str, hint: str = "") -> None:
     """Raise a KeyError that lists what exists when ``key`` is missing."""
+    if not isinstance(key, str):
+        msg = f"{key!r} is no name of an entry of adata.{where}; there are {list(mapping.keys())}"
+        raise TypeError(f"{msg}. {hint}" if hint else msg)
     if key not in mapping:
         msg = f"{key!r} is not in adata.{where}; there are {list(mapping.keys())}"
         raise KeyError(f"{msg}. {hint}" if hint else msg)
@@ -120,6 +141,12 @@ def read_sections(adata: AnnData, library_key: str | None) -> Sections:
         raise ValueError(msg)
     values = column.astype(str)
     names = sorted(values.unique())
+    if column.nunique() > len(names):
+        msg = (
+            f"adata.obs[{library_key!r}] has sections of different type but the same name, such as 1 and '1'; "
+            "convert the column with .astype(str)"
+        )
+        raise ValueError(msg)
     return Sections(pd.Index(names).get_indexer(values).astype(np.int64), names)
 
 
@@ -137,7 +164,13 @@ def read_grid(adata: AnnData, sections: Sections, *, grid_key: str = "grid") -> 
     hint = "Run strecur.pp.to_grid(adata, library_key=...) first."
     require(adata.obsm, grid_key, where="obsm", hint=hint)
     require(adata.uns, grid_key, where="uns", hint=hint)
-    grid = np.asarray(adata.obsm[grid_key])
+    grid, record = read_array(adata, grid_key), adata.uns[grid_key]
+    if not isinstance(record, Mapping) or record.get("layout") not in LAYOUTS:
+        msg = f"adata.uns[{grid_key!r}] names none of the layouts {list(LAYOUTS)}. {hint}"
+        raise ValueError(msg)
+    if grid.shape != (adata.n_obs, 2) or not np.array_equal(grid, np.rint(grid)):
+        msg = f"adata.obsm[{grid_key!r}] is no lattice of whole numbers, spots × 2 (row, column). {hint}"
+        raise ValueError(msg)
     duplicated = pd.DataFrame({"section": sections.codes, "row": grid[:, 0], "col": grid[:, 1]}).duplicated()
     if duplicated.any():
         msg = (
@@ -145,14 +178,26 @@ def read_grid(adata: AnnData, sections: Sections, *, grid_key: str = "grid") -> 
             "Several sections need library_key; after joining objects run strecur.pp.to_grid again."
         )
         raise ValueError(msg)
-    return Grid(grid[:, 0].astype(np.int64), grid[:, 1].astype(np.int64), str(adata.uns[grid_key]["layout"]))
+    return Grid(grid[:, 0].astype(np.int64), grid[:, 1].astype(np.int64), str(record["layout"]))
 
 
 def clean_labels(values: pd.Series | Sequence[object]) -> pd.Series:
-    """Return labels as strings, with missing ones (NaN, "", "nan", "NA") as ``None``."""
+    """Return labels as strings, with missing ones (NaN, "", "nan", "NA") as ``None``.
+
+    Whole numbers are written alike whatever their type: a column of integers that lacks some holds floats.
+    """
+    if np.ndim(values) != 1:
+        msg = f"labels have shape {np.shape(values)}; pass one label per spot"
+        raise ValueError(msg)
     labels = pd.Series(values).astype(object)
     labels = labels.where(labels.notna(), None)
-    return labels.map(lambda v: None if v is None or str(v).lower() in {"", "nan", "na"} else str(v))
+    return labels.map(_clean_label)
+
+
+def _clean_label(label: object) -> str | None:
+    if isinstance(label, float | np.floating) and label.is_integer():
+        return str(int(label))
+    return None if label is None or str(label).lower() in {"", "nan", "na"} else str(label)
 
 
 def read_labels(adata: AnnData, label_key: str) -> pd.Series:
@@ -179,8 +224,11 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> np.ndarray | sparse
         matrix = np.asarray(matrix)
     matrix = sparse.csr_matrix(matrix) if sparse.issparse(matrix) else matrix
     values = matrix.data if sparse.issparse(matrix) else matrix
+    if values.dtype.kind not in "biuf":
+        msg = f"adata.{'X' if layer is None else f'layers[{layer!r}]'} holds {values.dtype}; numbers are needed"
+        raise ValueError(msg)
     if not np.isfinite(values).all():
-        msg = f"adata.{'X' if layer is None else f'layers[{layer!r}]'} holds NaN or infinite values"
+        msg = f"adata.{'X' if layer is None else f'layers[{layer!r}]'} holds NaN or infinite values; pass raw counts"
         raise ValueError(msg)
     return matrix
 
@@ -199,16 +247,27 @@ def require_counts(matrix: np.ndarray | sparse.csr_matrix) -> None:
         raise ValueError(msg)
 
 
+def read_array(adata: AnnData, key: str, *, dtype: type = np.float64) -> np.ndarray:
+    """Read an entry of ``obsm`` into memory as numbers: an array, a DataFrame or a sparse matrix."""
+    values = adata.obsm[key]
+    values = values.toarray() if sparse.issparse(values) else values
+    try:
+        return np.asarray(values, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        msg = f"adata.obsm[{key!r}] does not hold numbers alone ({error}); choose its numeric columns"
+        raise ValueError(msg) from error
+
+
 def read_representation(adata: AnnData, use_rep: str) -> np.ndarray:
     """Read ``obsm[use_rep]`` as float32, spots × features."""
     require(adata.obsm, use_rep, where="obsm", hint="use_rep names a representation of the spots")
-    values = np.asarray(adata.obsm[use_rep], dtype=np.float32)
-    if values.ndim != 2:
+    values = read_array(adata, use_rep, dtype=np.float32)
+    if values.ndim != 2 or not values.shape[1]:
         msg = f"adata.obsm[{use_rep!r}] has shape {values.shape}; expected spots × features"
         raise ValueError(msg)
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values).all(axis=1)).sum())
-        msg = f"adata.obsm[{use_rep!r}] holds NaN or infinite values in {bad} spots"
+        msg = f"adata.obsm[{use_rep!r}] holds NaN or infinite values in {bad} spots; leave them out"
         raise ValueError(msg)
     return values
 

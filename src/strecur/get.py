@@ -41,6 +41,8 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
     ------
     KeyError
         If there are no such results; the message lists what there is.
+    ValueError
+        If they were cut, so that genes and columns differ.
     """
     from anndata import AnnData
 
@@ -57,6 +59,9 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
     if target == "counts" and key != described:
         target = "log2"  # the linear baseline beside counts
     values = np.asarray(table.obsm[key])
+    if values.shape != (table.n_obs, len(genes)):
+        msg = f"obsm[{key!r}] has shape {values.shape}, but {len(genes)} genes were predicted. {hint}"
+        raise ValueError(msg)
     carried = [name for name in (*CARRIED, *(f"{column}_colors" for column in table.obs)) if name in table.uns]
     return AnnData(
         values.astype(np.int32 if values.dtype.kind in "iu" else np.float32),

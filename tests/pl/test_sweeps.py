@@ -239,7 +239,7 @@ HALTING = {
     "truth": ({"score": "ari"}, ValueError, "truth=..."),
     "mixed": ({"color": "trm_domains"}, ValueError, r"differs within the sections \['a'"),
     "column": ({"split": "fold"}, KeyError, "fold"),
-    "axes": ({"ax": [None]}, ValueError, "2 panels"),
+    "axes": ({"ax": [None]}, TypeError, "pass matplotlib axes"),
 }
 
 

@@ -433,7 +433,7 @@ def test_sections_on_top_of_each_other_raise_even_without_equal_coordinates():
         ({"library_key": "nope"}, KeyError, "there are"),
         ({"layout": "triangle"}, ValueError, "not one of"),
         ({"cells_per_pitch": 0.5}, ValueError, "at least 1"),
-        ({"cells_per_pitch": float("nan")}, ValueError, "at least 1"),
+        ({"cells_per_pitch": float("nan")}, ValueError, "finite"),
         ({"key_added": "a b"}, ValueError, "legal key"),
         ({"library_key": "slash"}, ValueError, "rename"),
     ],

@@ -80,8 +80,8 @@ def test_number_of_genes_is_exact_and_the_cutoff_the_smallest(counts, n_genes):
     genes = panel(counts, n_genes)
     assert len(genes) == n_genes
     assert genes == sorted(genes)
-    smallest = bisect_left(range(400), n_genes, key=lambda cutoff: len(panel(counts, cutoff=cutoff)))
-    before, reached = (set(panel(counts, cutoff=cutoff)) for cutoff in (smallest - 1, smallest))
+    smallest = 1 + bisect_left(range(1, 400), n_genes, key=lambda cutoff: len(panel(counts, cutoff=cutoff)))
+    before, reached = (set(panel(counts, cutoff=cutoff) if cutoff else ()) for cutoff in (smallest - 1, smallest))
     assert len(before) < n_genes <= len(reached)
     assert before <= set(genes) <= reached
 

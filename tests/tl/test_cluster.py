@@ -128,7 +128,7 @@ def test_results_survive_files(suffix, tmp_path):
 
 
 BAD = {
-    "one cluster": ({"n_domains": 1}, ValueError, "n_domains=1: at least two"),
+    "one cluster": ({"n_domains": 1}, ValueError, "n_domains=1: at least 2"),
     "too many": ({"n_domains": 10_000}, ValueError, "too few for up to 10000 clusters"),
     "method": ({"method": "leiden"}, ValueError, r"'leiden'.*kmeans.*gmm"),
     "weight": ({"spatial_weight": -1.0}, ValueError, "not be negative"),

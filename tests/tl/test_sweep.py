@@ -183,14 +183,14 @@ def test_layers_of_every_backbone():
 
 
 BAD = {
-    "depth 0": ("recursion_sweep", {"depths": (0, 1)}, ValueError, r"depths=\[0, 1\].*at least one"),
-    "no latent updates": ("recursion_sweep", {"n_latent": (0,)}, ValueError, r"n_latent=\[0\]"),
-    "nothing to try": ("recursion_sweep", {"n_deep": ()}, ValueError, r"n_deep=\[\]"),
+    "depth 0": ("recursion_sweep", {"depths": (0, 1)}, ValueError, r"depths\[0\]=0: at least one"),
+    "no latent updates": ("recursion_sweep", {"n_latent": (0,)}, ValueError, r"n_latent\[0\]=0"),
+    "nothing to try": ("recursion_sweep", {"n_deep": ()}, ValueError, "n_deep is empty"),
     "label": ("recursion_sweep", {"label_key": "layer"}, KeyError, "layer.*there are.*domain"),
     "library": ("recursion_sweep", {"library_key": "slide"}, KeyError, "slide"),
     "one step": ("landscape", {"depth": 1}, ValueError, "at least two steps"),
     "no restart": ("landscape", {"breadth": 0}, ValueError, "breadth=0: at least one"),
-    "no spots": ("landscape", {"n_spots": 0}, ValueError, "one spot"),
+    "no spots": ("landscape", {"n_spots": 0}, ValueError, "n_spots=0: at least one"),
     "noise": ("landscape", {"noise": -1.0}, ValueError, "not be negative"),
     "label of a landscape": ("landscape", {"label_key": "layer"}, KeyError, "layer"),
 }

@@ -195,7 +195,11 @@ BAD = {
     "no known label": (lambda a, m: st.tl.calibrate(a, m, "section", **RUN), ValueError, r"knows.*L1"),
     "depth": (lambda a, m: st.tl.calibrate(a, m, "domain", **RUN, depth=0), ValueError, "depth=0"),
     "selection": (lambda a, m: st.tl.calibrate(a, m, "domain", **RUN, selection="x"), ValueError, "selection='x'"),
-    "kind for halting": (lambda a, m: st.tl.calibrate_halting(a, object(), **RUN), TypeError, "strecur.tl, got object"),
+    "kind for halting": (
+        lambda a, m: st.tl.calibrate_halting(a, object(), **RUN),
+        TypeError,
+        "train_expression, got object",
+    ),
     "quantile": (lambda a, m: st.tl.calibrate_halting(a, m, **RUN, quantile=1), ValueError, "quantile=1"),
     "halting depth": (lambda a, m: st.tl.calibrate_halting(a, m, **RUN, depth=0), ValueError, "depth=0"),
     "no halting": (

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from strecur._arguments import check_whole
 from strecur.datasets._anatomy import LOST, MARGIN, draw_anatomy, draw_field, draw_positions
 from strecur.datasets._histology import draw_histology
 
@@ -120,6 +121,8 @@ def synthetic_sections(
     if layout not in ("hex", "square", "irregular"):
         msg = f"layout={layout!r} is not one of ['hex', 'square', 'irregular']"
         raise ValueError(msg)
+    if not isinstance(rng, np.random.Generator):
+        check_whole("rng", rng, least=0)
     shared, *own = np.random.default_rng(rng).spawn(1 + n_sections)
     genes = _draw_genes(shared, n_genes, n_domains)
     # Row by row, so that more donors do not change the first ones.
@@ -150,6 +153,7 @@ def synthetic_sections(
 def _check_sizes(**sizes: int) -> None:
     least = {"n_sections": 1, "n_rows": 12, "n_cols": 12, "n_genes": 20, "n_domains": 2}
     for name, value in sizes.items():
+        check_whole(name, value, least=-np.inf)
         if value < least[name]:
             msg = f"{name}={value} is too small; at least {least[name]} is needed"
             raise ValueError(msg)

@@ -84,7 +84,11 @@ def make_fabric(accelerator: str, devices: int, precision: str | None) -> Fabric
         raise ValueError(msg)
     n_machines = int(os.environ.get("GROUP_WORLD_SIZE", "1")) if devices > 1 else 1
     place = {"accelerator": accelerator, "devices": devices, "num_nodes": n_machines}
-    fabric = Fabric(**place, precision=precision or "32-true")
+    try:
+        fabric = Fabric(**place, precision=precision or "32-true")
+    except (ImportError, RuntimeError, ValueError) as error:
+        msg = f"accelerator={accelerator!r}, devices={devices}, precision={precision!r} cannot be had: {error}"
+        raise ValueError(msg) from error
     if precision is None and fast_bf16(fabric.device):
         # handed over as a plugin, bf16 is not announced on every call
         mixed = MixedPrecision("bf16-mixed", "cpu" if fabric.device.type == "cpu" else "cuda")

@@ -24,11 +24,15 @@ def require_same_labels(truth: object, predicted: object) -> None:
             raise ValueError(msg)
 
 
-def dense(values: ArrayLike) -> np.ndarray:
+def dense(values: ArrayLike, axes: str = "spots × genes") -> np.ndarray:
     """Return a float64 matrix, or raise."""
-    matrix = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float64)
+    try:
+        matrix = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        msg = f"expected numbers, {axes}: {error}"
+        raise ValueError(msg) from error
     if matrix.ndim != 2:
-        msg = f"expected spots × genes, got shape {matrix.shape}"
+        msg = f"expected {axes}, got shape {matrix.shape}"
         raise ValueError(msg)
     return matrix
 

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import precision_score, recall_score
 
+from strecur._arguments import check_positive
 from strecur.metrics._arrays import correlation, pair
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ def negative_binomial_log_likelihood(
     """
     counts, predicted = _counts_and_prediction(counts, predicted)
     dispersion = moment_dispersion(counts) if dispersion is None else np.asarray(dispersion, dtype=np.float64)
+    if dispersion.shape not in ((), counts.shape[1:]) or not (np.isfinite(dispersion) & (dispersion >= 0)).all():
+        msg = f"dispersion is one number from 0 on per gene, {counts.shape[1]} in all; see moment_dispersion"
+        raise ValueError(msg)
+    check_positive("min_mean", min_mean)
     if not len(counts):
         return np.full(counts.shape[1], np.nan)
     mean = np.maximum(predicted, min_mean)
@@ -73,8 +78,13 @@ def moment_dispersion(counts: ArrayLike) -> np.ndarray:
     -------
     (variance − mean) / mean² per gene (sample variance), 0 where the variance is below the mean, and 0 for a gene
     without counts.
+
+    Raises
+    ------
+    ValueError
+        If the counts are not whole numbers from 0 on.
     """
-    counts, _, _ = pair(counts, counts)
+    counts, _ = _counts_and_prediction(counts, counts)
     if len(counts) < 2:
         return np.zeros(counts.shape[1])
     mean, variance = counts.mean(axis=0), counts.var(axis=0, ddof=1)
@@ -97,6 +107,11 @@ def zero_scores(counts: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
 
     - ``zero_precision``: share of predicted zeros that are zeros; NaN if none is predicted.
     - ``zero_recall``: share of zeros that are predicted; NaN if there is none.
+
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or the counts are not whole numbers from 0 on.
     """
     counts, predicted = _counts_and_prediction(counts, predicted)
     true, pred = (counts == 0).ravel(), (predicted < 0.5).ravel()
@@ -122,6 +137,11 @@ def library_size_correlation(counts: ArrayLike, predicted: ArrayLike) -> float:
     Returns
     -------
     Pearson correlation of the row sums, NaN if one side is constant.
+
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or the counts are not whole numbers from 0 on.
     """
     counts, predicted = _counts_and_prediction(counts, predicted)
     return float(correlation(counts.sum(axis=1, keepdims=True), predicted.sum(axis=1, keepdims=True))[0])

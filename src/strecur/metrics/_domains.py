@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.metrics import accuracy_score, adjusted_rand_score, f1_score, normalized_mutual_info_score
 
 from strecur._anndata import clean_labels
+from strecur._arguments import check_whole
 from strecur.metrics._arrays import require_same_labels
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def expected_calibration_error(
     Guo et al., *On calibration of modern neural networks* (2017), section 2.
     """
     require_same_labels(truth, proba)
+    check_whole("n_bins", n_bins)
     truth, probabilities = clean_labels(truth), np.asarray(proba, dtype=np.float64)
     if probabilities.ndim != 2 or probabilities.shape[1] != len(labels):
         msg = f"proba has shape {probabilities.shape}; expected spots × {len(labels)} labels"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.metrics import r2_score
 
+from strecur._arguments import check_positive, check_whole
 from strecur.metrics._arrays import correlation, dense, pair, varies
 from strecur.metrics._structure import gene_structure, moran_structure
 
@@ -57,7 +58,14 @@ def pcc_top(pcc: ArrayLike, k: int | None = None) -> float:
     Returns
     -------
     Mean over the best ``k`` defined genes; NaN if there is none. Undefined genes are left out, not counted as zero.
+
+    Raises
+    ------
+    ValueError
+        If ``k`` is below one.
     """
+    if k is not None:
+        check_whole("k", k)
     pcc = np.asarray(pcc, dtype=np.float64)
     best = np.sort(pcc[~np.isnan(pcc)])[::-1][:k]
     return float(best.mean()) if len(best) else np.nan
@@ -80,6 +88,11 @@ def rvd(truth: ArrayLike, predicted: ArrayLike) -> float:
     -------
     Mean over genes, NaN if every gene is constant.
 
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or single values of a spot are missing.
+
     Notes
     -----
     Definition of the code of Stem, which the spatial TRM paper takes over; that paper prints σ where the code has
@@ -101,6 +114,11 @@ def rvd_std(truth: ArrayLike, predicted: ArrayLike) -> float:
     Returns
     -------
     Mean over genes, NaN if every gene is constant.
+
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or single values of a spot are missing.
     """
     return _relative_distance(truth, predicted, spread=np.std)
 
@@ -122,6 +140,11 @@ def pooled_scores(truth: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
     Returns
     -------
     Dictionary of ``r2_pooled`` (coefficient of determination) and ``pcc_pooled`` (Pearson correlation).
+
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or single values of a spot are missing.
 
     Notes
     -----
@@ -153,11 +176,18 @@ def depth_normalised(log_counts: ArrayLike, *, target_sum: float | None = None) 
     Returns
     -------
     Float64 spots × genes.
+
+    Raises
+    ------
+    ValueError
+        If it is no table of numbers, or ``target_sum`` is not positive.
     """
     counts = _counts(dense(log_counts))
     total = counts.sum(axis=1)
     if target_sum is None:
         target_sum = _median_total(counts)
+    elif not np.isnan(target_sum):  # of spots without counts
+        check_positive("target_sum", target_sum)
     scale = np.divide(target_sum, total, out=np.full_like(total, np.nan), where=total > 0)
     return np.log2(counts * scale[:, None] + 1)
 

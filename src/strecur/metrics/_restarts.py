@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
+
+from strecur.metrics._arrays import dense
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -35,9 +36,5 @@ def path_dependence(scores: ArrayLike | pd.DataFrame) -> float:
     -----
     Δ_PI of Equilibrium Reasoners, averaged over which restart is the single one.
     """
-    values = np.asarray(scores, dtype=np.float64)
-    if values.ndim != 2:
-        msg = f"scores has shape {values.shape}; expected sections × restarts"
-        raise ValueError(msg)
-    table = pd.DataFrame(values)
+    table = pd.DataFrame(dense(scores, "sections × restarts"))
     return float(table.sub(table.mean(axis=1), axis=0).abs().stack().mean())

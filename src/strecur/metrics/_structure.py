@@ -35,6 +35,11 @@ def gene_structure(truth: ArrayLike, predicted: ArrayLike) -> float:
     Returns
     -------
     Correlation in [-1, 1]; NaN with fewer than three varying genes.
+
+    Raises
+    ------
+    ValueError
+        If shapes, indices or columns differ, or single values of a spot are missing.
     """
     truth, predicted, _ = pair(truth, predicted)
     both = varies(truth) & varies(predicted)
@@ -73,8 +78,8 @@ def moran_structure(truth: ArrayLike, predicted: ArrayLike, graph: sparse.spmatr
     from scanpy.metrics import morans_i
 
     truth, predicted, valid = pair(truth, predicted)
-    if graph.shape != (len(valid), len(valid)):
-        msg = f"graph has shape {graph.shape}; expected spots × spots, {len(valid)} × {len(valid)}"
+    if np.shape(graph) != (len(valid), len(valid)):
+        msg = f"graph has shape {np.shape(graph)}; expected spots × spots, {len(valid)} × {len(valid)}"
         raise ValueError(msg)
     graph = sparse.csr_matrix(graph, dtype=np.float64)[valid][:, valid]
     both = varies(truth) & varies(predicted)
@@ -111,8 +116,15 @@ def lattice_graph(
     if layout not in NEIGHBOUR_DISTANCE:
         msg = f"layout={layout!r} is unknown; there are {list(NEIGHBOUR_DISTANCE)}"
         raise ValueError(msg)
-    positions = physical_positions(*np.asarray(grid).T, layout)
+    grid = np.asarray(grid)
+    if grid.ndim != 2 or grid.shape[1] != 2 or grid.dtype.kind not in "iuf" or not np.isfinite(grid).all():
+        msg = f"grid has shape {grid.shape}; expected row and column of every spot, spots × 2, as in adata.obsm['grid']"
+        raise ValueError(msg)
+    positions = physical_positions(*grid.T, layout)
     codes = np.zeros(len(positions)) if sections is None else pd.factorize(np.asarray(sections))[0]
+    if len(codes) != len(positions):
+        msg = f"sections has {len(codes)} entries for {len(positions)} spots; pass one per spot"
+        raise ValueError(msg)
     # a third coordinate keeps sections out of each other's reach
     points = np.column_stack([positions, codes * 10.0])
     return radius_neighbors_graph(points, 1.01 * NEIGHBOUR_DISTANCE[layout], mode="connectivity")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from strecur.models import _storage
 from strecur.models._storage import ModelFolderError
 from strecur.models.domain import DomainModel
 from strecur.models.expression import ExpressionModel
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["DomainModel", "ExpressionModel", "ModelFolderError", "load_model"]
 
@@ -35,5 +32,8 @@ def load_model(path: str | Path) -> DomainModel | ExpressionModel:
         If the folder is damaged, incomplete, of another format, or no model. It is a ``ValueError``, and a
         ``FileNotFoundError`` too if a file is missing.
     """
+    if not isinstance(path, str | Path):
+        msg = f"path={path!r}: pass the path of a model folder"
+        raise TypeError(msg)
     kind = _storage.read_config(_storage.find_folder(path))["kind"]
     return KINDS[kind].load(path)

@@ -95,11 +95,13 @@ def fit_linear_expression(
     best_error, penalty, held_out_NG = np.inf, None, None
     for candidate in PENALTIES:
         predicted_NG = cross_val_predict(Ridge(candidate), features_NF, target_NG, groups=groups_N, cv=folds)
+        predicted_NG = predicted_NG.reshape(target_NG.shape)  # of one gene it is flat
         error = np.square(predicted_NG - target_NG).mean()
         if error < best_error:
             best_error, penalty, held_out_NG = error, candidate, predicted_NG
     fitted = Ridge(penalty).fit(features_NF, target_NG)
-    model = LinearExpression(fitted.coef_.T.astype(np.float32), fitted.intercept_.astype(np.float32))
+    weight_FG = np.reshape(fitted.coef_, (target_NG.shape[1], -1)).T
+    model = LinearExpression(weight_FG.astype(np.float32), np.reshape(fitted.intercept_, -1).astype(np.float32))
     return model, held_out_NG.astype(np.float32)
 
 

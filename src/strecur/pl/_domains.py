@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from strecur._anndata import open_table, read_labels, require, write
+from strecur._arguments import check_share
 from strecur.pl._colors import category_colors, missing_colors, read_categories
 from strecur.pl._figure import MAX_COLUMNS, add_legend, finish, given_axes, panel_axes
 from strecur.pl._maps import draw_categories, made_by, panel_title, read_maps
@@ -82,6 +83,7 @@ def domains(
         If ``ax`` does not hold one axes per panel, or spots lie outside their image.
     """
     table = open_table(adata, table_key=table_key, read_only=True)
+    check_share("alpha", alpha)
     require(table.obs, key, where="obs", hint=made_by(key))
     columns = {} if truth is None else {truth: truth}
     columns[key] = key

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib import rcParams
 
 from strecur._anndata import find_genes, open_table, read_matrix, require, require_counts
+from strecur._arguments import as_names, check_whole
 from strecur.pl._figure import finish, given_axes
 from strecur.pl._maps import choose_sections, made_by
 
@@ -157,6 +158,8 @@ def gene_scores(
     ValueError
         If no predicted gene was measured, or ``layer`` holds no counts.
     """
+    check_whole("n_label", n_label, least=0)
+    genes = None if genes is None else as_names("genes", genes)
     table = open_table(adata, table_key=table_key, read_only=True)
     expression = read_expression(table, key, layer=layer)
     _require_comparable(expression, key, genes or ())

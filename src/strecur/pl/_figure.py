@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import rcParams
+from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from strecur.pl._colors import UNLABELLED
@@ -13,7 +14,6 @@ from strecur.pl._colors import UNLABELLED
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
 
 MAX_COLUMNS = 4  # of maps that need not stand in one row
@@ -27,6 +27,10 @@ LINE = 0.21  # inches, one row of a legend at font size 10
 def given_axes(ax: Axes | Sequence[Axes], n_panels: int, contents: str) -> list[Axes]:
     """Return the caller's axes as a list and check that there is one per panel."""
     axes = list(np.ravel(np.asarray(ax, dtype=object)))
+    others = sorted({type(given).__name__ for given in axes if not isinstance(given, Axes)})
+    if others:
+        msg = f"ax holds {others}; pass matplotlib axes, such as those of plt.subplots()"
+        raise TypeError(msg)
     if len(axes) != n_panels:
         msg = f"this plot has {n_panels} panels ({contents}), but ax holds {len(axes)}; pass one axes per panel"
         raise ValueError(msg)

@@ -15,7 +15,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.path import Path
 from matplotlib.transforms import Affine2D, AffineDeltaTransform
 
-from strecur._anndata import read_grid, read_sections, require
+from strecur._anndata import read_array, read_grid, read_sections, require
 from strecur.pl._colors import UNLABELLED
 
 if TYPE_CHECKING:
@@ -158,7 +158,11 @@ def _resolution(slide: Mapping) -> str | None:
 
 def _coordinates(adata: AnnData, rows: np.ndarray, spatial_key: str) -> np.ndarray:
     require(adata.obsm, spatial_key, where="obsm", hint="spatial_key names the coordinates (x, y) of the spots")
-    return np.asarray(adata.obsm[spatial_key], dtype=np.float64)[rows, :2]
+    xy = read_array(adata, spatial_key)
+    if xy.ndim != 2 or xy.shape[1] < 2:
+        msg = f"adata.obsm[{spatial_key!r}] has shape {xy.shape}; expected spots × 2"
+        raise ValueError(msg)
+    return xy[rows, :2]
 
 
 def pitch(xy: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
 from strecur._anndata import open_table
+from strecur._arguments import as_names, check_whole
 from strecur.pl._expression import read_expression, some_of
 from strecur.pl._figure import add_color_bar, finish, given_axes, panel_axes
 from strecur.pl._maps import draw_spots, draw_tissue, pitch, read_maps
@@ -108,6 +109,8 @@ def marker_panel(
         If there is no gene, or no choice of a section, ``layer`` holds no counts, spots lie outside their image, or
         ``ax`` does not hold one axes per panel.
     """
+    if genes_per_row is not None:
+        check_whole("genes_per_row", genes_per_row)
     table = open_table(adata, table_key=table_key, read_only=True)
     groups = _gene_groups(genes)
     wanted = list(dict.fromkeys(gene for group in groups.values() for gene in group))
@@ -144,7 +147,7 @@ def marker_panel(
 def _gene_groups(genes: str | Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Return genes by the name of their axis, which is empty if they have none."""
     groups = genes if isinstance(genes, Mapping) else {"": genes}
-    groups = {str(name): [group] if isinstance(group, str) else list(group) for name, group in groups.items()}
+    groups = {str(name): as_names("genes", group) for name, group in groups.items()}
     groups = {name: group for name, group in groups.items() if group}
     if not groups:
         msg = "there are no genes to draw; pass a list of names, or a dictionary of lists"

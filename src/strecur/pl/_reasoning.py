@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
 
 from strecur._anndata import open_table, read_labels, require, write
+from strecur._arguments import check_share
 from strecur.pl._colors import category_colors, missing_colors, read_categories
 from strecur.pl._figure import (
     MAX_COLUMNS,
@@ -90,6 +91,7 @@ def refinement(
         If ``ax`` does not hold one axes per panel, or categories were dropped since the steps were written.
     """
     table = open_table(adata, table_key=table_key, read_only=True)
+    check_share("alpha", alpha)
     require(table.obs, key, where="obs", hint=made_by(key))
     require(table.obsm, f"{key}_steps", where="obsm", hint=made_by(key))
     maps = read_maps(table, key, library_key=library_key, library_id=library_id, img=img, spatial_key=spatial_key)

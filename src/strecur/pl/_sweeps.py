@@ -95,6 +95,12 @@ def recursion_sweep(
 
 def _find_score(table: pd.DataFrame, score: str | None, known: Sequence[str], made_with: str) -> str | None:
     """Choose the column of scores: the named one, or the first that is not a column every such table has."""
+    if not isinstance(table, pd.DataFrame):
+        msg = f"expected a table from {made_with}, got {type(table).__name__}"
+        raise TypeError(msg)
+    if table.empty:
+        msg = f"the table has no rows; make it with {made_with}"
+        raise ValueError(msg)
     for name in (*known, *([score] if score else [])):
         if name not in table:
             msg = f"the table has no column {name!r}; there are {list(table.columns)}. It is made with {made_with}"

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from strecur._anndata import open_table, read_labels, require
+from strecur._arguments import check_whole
 from strecur.pl._colors import category_colors, read_categories
 from strecur.pl._figure import add_legend, finish, given_axes, panel_axes
 from strecur.pl._maps import choose_sections, made_by
@@ -77,6 +78,7 @@ def reliability(
     ValueError
         If no spot is annotated, or ``ax`` does not hold one axes per panel.
     """
+    check_whole("n_bins", n_bins)
     table = open_table(adata, table_key=table_key, read_only=True)
     require(table.obsm, f"{key}_proba", where="obsm", hint=made_by(key))
     require(table.uns, key, where="uns", hint=made_by(key))

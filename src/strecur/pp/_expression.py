@@ -87,7 +87,7 @@ def log_normalised(
 def size_factors(adata: AnnData, size_factor_key: str) -> np.ndarray:
     """Library size of every spot, checked."""
     require(adata.obs, size_factor_key, where="obs", hint="size_factor_key names the library size of each spot")
-    sizes = adata.obs[size_factor_key].to_numpy(dtype=np.float64)
+    sizes = pd.to_numeric(adata.obs[size_factor_key].astype(object), errors="coerce").to_numpy(dtype=np.float64)
     bad = ~(np.isfinite(sizes) & (sizes > 0))
     if bad.any():
         msg = f"adata.obs[{size_factor_key!r}] must be positive and finite; it is not for {int(bad.sum())} spots"

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from strecur._anndata import check_key, find_coordinates, logger, open_table, read_sections, require, write
+from strecur._anndata import check_free, check_key, find_coordinates, logger, open_table, read_sections, require, write
+from strecur._arguments import check_number
 from strecur.pp._lattice import MIN_SPOTS, Placement, fit_lattice, likely_layout, place_cells, place_few
 
 if TYPE_CHECKING:
@@ -116,15 +117,16 @@ def to_grid(
     """
     table = open_table(adata, table_key=table_key, copy=copy)
     check_key(key_added)
+    check_free(table, key_added, default="grid")
     _check_options(layout, cells_per_pitch)
     sections = read_sections(table, library_key)
     _check_names(sections.names)
-    xy = find_coordinates(adata, table, spatial_key)
+    xy = _find_positions(adata, table, spatial_key)
     array = None if layout == "irregular" else _read_array(table)
     if array is not None:
         lattice = _from_array(table, array, xy, sections, library_key=library_key, layout=layout)
     else:
-        _check_coordinates(table, xy, spatial_key)
+        _check_complete(table, xy, spatial_key)
         _check_overlap(table, xy, sections, library_key=library_key, what="coordinates")
         lattice = _from_coordinates(xy, sections, layout=layout, cells_per_pitch=cells_per_pitch)
     _report(lattice, cells_per_pitch)
@@ -146,7 +148,8 @@ def _check_options(layout: str, cells_per_pitch: float) -> None:
     if layout not in LAYOUTS:
         msg = f"layout={layout!r} is not one of {list(LAYOUTS)}"
         raise ValueError(msg)
-    if not (np.isfinite(cells_per_pitch) and cells_per_pitch >= 1):
+    check_number("cells_per_pitch", cells_per_pitch)
+    if cells_per_pitch < 1:
         msg = (
             f"cells_per_pitch={cells_per_pitch!r}: at least 1 is needed to give every cell a site, 1.5 or more is good"
         )
@@ -172,12 +175,17 @@ def _read_array(adata: AnnData) -> np.ndarray | None:
     return np.rint(sites).astype(np.int64)
 
 
-def _check_coordinates(adata: AnnData, xy: np.ndarray | None, spatial_key: str) -> None:
-    if xy is None:
-        require(adata.obsm, spatial_key, where="obsm", hint="spatial_key names the coordinates (x, y) of the spots")
-    if xy.ndim != 2 or xy.shape[1] != 2:
+def _find_positions(data: AnnData | SpatialData, table: AnnData, spatial_key: str) -> np.ndarray | None:
+    xy = find_coordinates(data, table, spatial_key)
+    if xy is not None and (xy.ndim != 2 or xy.shape[1] != 2):
         msg = f"adata.obsm[{spatial_key!r}] has shape {xy.shape}; expected spots × 2 (x, y), so choose two columns"
         raise ValueError(msg)
+    return xy
+
+
+def _check_complete(adata: AnnData, xy: np.ndarray | None, spatial_key: str) -> None:
+    if xy is None:
+        require(adata.obsm, spatial_key, where="obsm", hint="spatial_key names the coordinates (x, y) of the spots")
     missing = ~np.isfinite(xy).all(axis=1)
     if missing.any():
         msg = (

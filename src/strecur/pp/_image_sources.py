@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from strecur._arguments import check_positive
 from strecur.pp._images import SectionImage, open_image
 
 if TYPE_CHECKING:
@@ -118,17 +119,15 @@ def find_images(
         if isinstance(source, str) and source in elements:
             found[name] = _from_element(data, table, source, sections.rows(name))
             continue
-        scale = float(for_section(image_scale, name, argument="image_scale"))
-        if not scale > 0:
-            msg = f"image_scale={scale!r} for section {name!r}; image pixels per unit of the coordinates are positive"
-            raise ValueError(msg)
+        scale = for_section(image_scale, name, argument="image_scale")
+        check_positive(f"section {name!r}: image_scale", scale)
         if not isinstance(source, str | Path):
-            found[name] = ImageSource(f"array {tuple(np.shape(source))}", source, scale)
+            found[name] = ImageSource(f"array {tuple(np.shape(source))}", source, float(scale))
         elif elements and not Path(source).is_file():
             msg = f"image {str(source)!r} is neither a file nor an image element; there are {list(elements)}"
             raise KeyError(msg)
         else:
-            found[name] = ImageSource(Path(source).name, source, scale)
+            found[name] = ImageSource(Path(source).name, source, float(scale))
     return found
 
 

@@ -189,7 +189,7 @@ def _element_levels(element: object) -> tuple:
 
 def _from_levels(label: str, levels: tuple, *, channel_axis: int | None) -> SectionImage:
     shape = levels[0].shape
-    n_channels = 1 if channel_axis is None else shape[channel_axis]
+    n_channels = shape[channel_axis] if len(shape) == 3 and channel_axis is not None else 1
     if len(shape) not in (2, 3) or n_channels not in (1, 3, 4) or 0 in shape:
         msg = f"the image {label} has shape {tuple(shape)}; expected grey, RGB or RGBA"
         raise ValueError(msg)

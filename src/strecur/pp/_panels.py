@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from strecur import _anndata
+from strecur._arguments import as_names, check_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +79,15 @@ def high_mean_high_variance_genes(
     table = _anndata.open_table(adata, table_key=table_key)
     if gene_symbols is not None:
         _anndata.require(table.var, gene_symbols, where="var")
-    unknown = sorted(set(map(str, extra_genes)) - set(table.var_names))
+    check_whole("n_genes", n_genes)
+    check_whole("n_top_genes", n_top_genes)
+    if cutoff is not None:
+        check_whole("cutoff", cutoff)
+    if not table.var_names.is_unique:
+        msg = "adata.var_names are not unique; run adata.var_names_make_unique() first"
+        raise ValueError(msg)
+    extra_genes = as_names("extra_genes", extra_genes)
+    unknown = sorted(set(extra_genes) - set(table.var_names))
     if unknown:
         msg = f"extra_genes {unknown} are not in adata.var_names (such as {list(table.var_names[:5])})"
         raise KeyError(msg)
@@ -94,7 +103,7 @@ def high_mean_high_variance_genes(
     # A gene is in the panel of cut-off N if both its ranks are below N.
     needed = np.maximum(mean_rank, sd_rank) + 1
     if cutoff is None:
-        if not 1 <= n_genes <= len(candidates):
+        if n_genes > len(candidates):
             msg = f"n_genes={n_genes}, but {len(candidates)} genes are highly variable in a section and not excluded"
             raise ValueError(msg)
         cutoff = int(np.sort(needed)[n_genes - 1])
@@ -102,7 +111,7 @@ def high_mean_high_variance_genes(
         chosen = inside[np.argsort((mean_rank + sd_rank)[inside], kind="stable")[:n_genes]]
     else:
         chosen = np.flatnonzero(needed <= cutoff)
-    panel = sorted({*table.var_names[candidates[chosen]], *map(str, extra_genes)})
+    panel = sorted({*table.var_names[candidates[chosen]], *extra_genes})
     _warn_silent(counts, sections, table, panel)
     logger.info("%d genes with a cut-off of %d among %d candidates", len(panel), cutoff, len(candidates))
     return panel

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from strecur import _anndata
+from strecur._arguments import check_whole
 from strecur._settings import settings
 from strecur._symmetry import transform_patch
 from strecur.pp._encoders import Encoder, get_encoder, probe
@@ -143,11 +144,13 @@ def embed_patches(
         If the patch size is unknown, more than 20 % of the spots of a section lie outside its image, or the encoder
         returns NaN. After an error ``adata`` is as it was.
     """
-    if views not in (1, 8) or batch_size < 1:
-        msg = f"views={views!r}, batch_size={batch_size!r}; views is 1 or 8, batch_size at least 1"
+    if views not in (1, 8):
+        msg = f"views={views!r}: it is 1 or 8"
         raise ValueError(msg)
+    check_whole("batch_size", batch_size)
     table = _anndata.open_table(adata, table_key=table_key, copy=copy)
     key = _anndata.check_key(key_added)
+    _anndata.check_free(table, key, default="X_patch")
     sections = _anndata.read_sections(table, library_key)
     coordinates = read_coordinates(adata, table, spatial_key)
     sources = find_images(adata, table, image, sections, image_scale=image_scale)

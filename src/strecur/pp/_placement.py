@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from strecur import _anndata
+from strecur._arguments import check_positive
 from strecur.pp._image_sources import ImageSource, for_section
 from strecur.pp._stain import tissue_mask
 
@@ -80,9 +81,8 @@ def read_coordinates(data: AnnData | SpatialData, table: AnnData, spatial_key: s
 def mpp_of(mpp: float | Mapping[str, float] | None, name: str) -> float | None:
     """Return the micrometres per pixel that the caller gave for a section."""
     mpp = for_section(mpp, name, argument="mpp")
-    if mpp is not None and not mpp > 0:
-        msg = f"mpp={mpp!r} for section {name!r}; micrometres per pixel are positive"
-        raise ValueError(msg)
+    if mpp is not None:
+        check_positive(f"section {name!r}: mpp", mpp)
     return None if mpp is None else float(mpp)
 
 
@@ -97,11 +97,10 @@ def patch_side(patch_um: float | None, patch_px: float | None, mpp: float | None
             "divided by the distance of neighbouring spots in pixels, for legacy ST 200)"
         )
         raise ValueError(msg)
-    side = patch_px if patch_px is not None else (patch_um or DEFAULT_PATCH_UM) / mpp
-    if not side > 0:
-        msg = f"a patch of side {side!r}; patch_um and patch_px are positive"
-        raise ValueError(msg)
-    return float(side)
+    for argument, value in (("patch_um", patch_um), ("patch_px", patch_px)):
+        if value is not None:
+            check_positive(argument, value)
+    return float(patch_px if patch_px is not None else (patch_um or DEFAULT_PATCH_UM) / mpp)
 
 
 def place(

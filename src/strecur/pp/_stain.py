@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from strecur._anndata import open_table, read_sections
+from strecur._arguments import as_names
 from strecur.pp._image_sources import find_images
 
 if TYPE_CHECKING:
@@ -155,7 +156,10 @@ def fit_stain_reference(
     """
     table = open_table(adata, table_key=table_key)
     sources = find_images(adata, table, image, read_sections(table, library_key), image_scale=1.0)
-    names = list(sources) if sections is None else [str(name) for name in sections]
+    names = list(sources) if sections is None else as_names("sections", sections)
+    if not names:
+        msg = f"sections is empty; choose some of {list(sources)}, or leave it out"
+        raise ValueError(msg)
     missing = sorted(set(names) - set(sources))
     if missing:
         msg = f"no image for the sections {missing}; there are images for {list(sources)}"
@@ -175,7 +179,11 @@ def fit_stain_reference(
 def read_stain_reference(reference: Mapping | str | Path) -> dict[str, object]:
     """Return a stain reference given as a dictionary or as a JSON file, with its numbers as plain lists."""
     if not isinstance(reference, Mapping):
-        reference = json.loads(Path(reference).read_text())
+        path = Path(reference)
+        if not path.is_file():
+            msg = f"stain_reference: the file {path} does not exist"
+            raise FileNotFoundError(msg)
+        reference = json.loads(path.read_text())
     missing = {"method", "stains", "strength", "white"} - set(reference)
     if missing or reference["method"] != "macenko":
         msg = f"stain_reference is not one of strecur.pp.fit_stain_reference (keys {sorted(reference)})"

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from strecur._anndata import check_key
+from strecur._arguments import check_number, check_whole
 from strecur.pp._grid import to_grid
 from strecur.pp._images import open_image
 from strecur.pp._placement import tissue_fraction
@@ -72,6 +73,8 @@ def tile_image(
 
     Raises
     ------
+    FileNotFoundError, OSError
+        If the image does not exist or is damaged.
     ValueError
         If the pitch is unknown, absurd for the image, or no tissue is found.
     """
@@ -80,9 +83,16 @@ def tile_image(
     if layout not in ("hex", "square"):
         msg = f"layout={layout!r}; either 'hex' or 'square'"
         raise ValueError(msg)
+    check_number("min_tissue", min_tissue)
+    check_whole("thumbnail_px", thumbnail_px)
+    if not isinstance(library_key, str) or library_key in ("array_row", "array_col", "tissue_fraction"):
+        msg = f"library_key={library_key!r} cannot name the column of the sections; choose another, such as 'section'"
+        raise ValueError(msg)
     pitch = _pitch(pitch_um, pitch_px, mpp)
     is_file = isinstance(image, str | Path)
-    name = check_key(section or (re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(image).stem) if is_file else "section"))
+    name = check_key(
+        section or (re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(image).stem) if is_file else "section"), "section"
+    )
     with closing(open_image(image, label=name)) as opened:
         shape, thumbnail = opened.shape, opened.thumbnail(thumbnail_px)
     grid, spatial = _lattice(shape, pitch, layout)
@@ -118,6 +128,9 @@ def _pitch(pitch_um: float | None, pitch_px: float | None, mpp: float | None) ->
     if (pitch_um is None) == (pitch_px is None):
         msg = "give either pitch_um (with mpp) or pitch_px"
         raise ValueError(msg)
+    for name, value in (("pitch_um", pitch_um), ("pitch_px", pitch_px), ("mpp", mpp)):
+        if value is not None:
+            check_number(name, value)
     if pitch_um is not None and not (mpp or 0) > 0:
         msg = f"mpp={mpp!r}: pitch_um needs mpp, the micrometres per pixel of the image; or give pitch_px"
         raise ValueError(msg)

@@ -10,8 +10,9 @@ import numpy as np
 from strecur import metrics
 from strecur._anndata import open_table, read_grid, read_labels, read_sections
 from strecur._settings import settings
-from strecur.models import ExpressionModel
+from strecur.models import DomainModel, ExpressionModel
 from strecur.nn import TRMConfig
+from strecur.tl._checks import require_model
 from strecur.tl._embedded import read_embedded
 from strecur.tl._plan import check_prediction, section_sizes
 from strecur.tl._sections import make_sections
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from strecur._anndata import Sections
     from strecur.engine import Section
-    from strecur.models import DomainModel
 
     Score = Callable[[str, np.ndarray], dict[str, float]]
 
@@ -69,7 +69,8 @@ def read_input(
 
 
 def require_two_states(model: DomainModel | ExpressionModel) -> None:
-    """Refuse models that have no answer and latent to update."""
+    """Refuse what is no model, and models that have no answer and latent to update."""
+    require_model(model, DomainModel, ExpressionModel)
     if not isinstance(model.architecture, TRMConfig):
         msg = "only recursions with two states can be explored so; train with architecture='trm'"
         raise ValueError(msg)

@@ -13,7 +13,7 @@ from strecur.models import ExpressionModel
 from strecur.models._intervals import fit_errors
 from strecur.models._targets import counted_spots, read_counts
 from strecur.tl._apply import hardware, read_input
-from strecur.tl._checks import check_inference, check_selection
+from strecur.tl._checks import check_inference, check_selection, require_model
 from strecur.tl._sections import join
 
 if TYPE_CHECKING:
@@ -93,9 +93,7 @@ def calibrate_expression(
     each other, and a new section may differ from all of these: shares that are right for many sections like these may
     be off in any single one.
     """
-    if not isinstance(model, ExpressionModel):
-        msg = f"expected a model from strecur.tl.train_expression, got {type(model).__name__}"
-        raise TypeError(msg)
+    require_model(model, ExpressionModel)
     if model.network is None:
         msg = "a linear model knows its errors from training; only networks are calibrated"
         raise ValueError(msg)
@@ -107,6 +105,7 @@ def calibrate_expression(
         noise=0.0,
         halt_threshold=None,
         stop_early=False,
+        rng=rng,
     )
     check_selection(selection, ("mean", "converged"))
     place = hardware(accelerator, precision)

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from strecur._anndata import check_key, open_table, read_representation, read_sections, require, write
+from strecur._anndata import (
+    check_free,
+    check_key,
+    open_table,
+    read_array,
+    read_representation,
+    read_sections,
+    require,
+    write,
+)
+from strecur._arguments import check_number, check_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,10 +108,13 @@ def cluster_latent(
     if method not in METHODS:
         msg = f"method={method!r}; choose one of {list(METHODS)}"
         raise ValueError(msg)
+    check_number("spatial_weight", spatial_weight)
+    check_whole("rng", rng, least=0)
     if spatial_weight < 0:
         msg = f"spatial_weight={spatial_weight} must not be negative"
         raise ValueError(msg)
     table = open_table(adata, table_key=table_key, copy=copy)
+    check_free(table, key_added, default="latent_domains")
     candidates = choose_candidates(n_domains, table.n_obs)
     features = unit_length(read_representation(table, use_rep))
     if spatial_weight:
@@ -127,9 +140,8 @@ def cluster_latent(
 
 def choose_candidates(n_domains: int | None, n_spots: int) -> Sequence[int]:
     """Numbers of clusters to try."""
-    if n_domains is not None and n_domains < 2:
-        msg = f"n_domains={n_domains}: at least two clusters are needed"
-        raise ValueError(msg)
+    if n_domains is not None:
+        check_whole("n_domains", n_domains, least=2)
     candidates = CANDIDATES if n_domains is None else [n_domains]
     if int(SUBSAMPLE_SHARE * n_spots) < max(candidates):
         msg = f"{n_spots} spots are too few for up to {max(candidates)} clusters"
@@ -147,7 +159,11 @@ def read_places(table: AnnData, library_key: str | None, spatial_key: str) -> np
     """Coordinates centred in each section and scaled to a root mean square distance of one from its centre."""
     require(table.obsm, spatial_key, where="obsm", hint="spatial_key names the coordinates (x, y) of the spots")
     sections = read_sections(table, library_key)
-    xy = np.asarray(table.obsm[spatial_key], dtype=np.float64)[:, :2]
+    xy = read_array(table, spatial_key)
+    if xy.ndim != 2 or xy.shape[1] < 2 or not np.isfinite(xy).all():
+        msg = f"adata.obsm[{spatial_key!r}] is not finite coordinates of all spots, spots × 2; leave out spatial_weight"
+        raise ValueError(msg)
+    xy = xy[:, :2]
     places = np.empty_like(xy)
     for name in sections.names:
         rows = sections.rows(name)

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from strecur._anndata import check_key, open_table, read_grid, read_sections, write
+from strecur._anndata import check_free, check_key, open_table, read_grid, read_sections, write
 from strecur._settings import settings
 from strecur.engine import combine
 from strecur.engine.restarts import SELECTIONS, agreement, most_converged, pairwise_disagreement
+from strecur.models import DomainModel
 from strecur.models._calibration import label_sets, temper
 from strecur.tl._apply import hardware
-from strecur.tl._checks import check_calibration, check_inference, check_selection
+from strecur.tl._checks import check_calibration, check_inference, check_selection, require_model
 from strecur.tl._labels import UNLABELLED, settling_steps
 from strecur.tl._plan import plan_inference
 from strecur.tl._reasoning import describe_sections, means_by_section, residual_table
@@ -21,8 +22,6 @@ from strecur.tl._sections import join, make_sections
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
-
-    from strecur.models import DomainModel
 
 
 def trm_domains(
@@ -133,6 +132,7 @@ def trm_domains(
         wanted of a model that was not calibrated.
     """
     check_key(key_added)
+    require_model(model, DomainModel)
     check_inference(
         model.architecture,
         model.halting,
@@ -141,10 +141,12 @@ def trm_domains(
         noise=noise,
         halt_threshold=halt_threshold,
         stop_early=stop_early,
+        rng=rng,
     )
     check_selection(selection, SELECTIONS)
     check_calibration(model, coverage=coverage, abstain=abstain)
     table = open_table(adata, table_key=table_key, copy=copy)
+    check_free(table, key_added, default="trm_domains")
     sections = read_sections(table, library_key)
     grid = read_grid(table, sections)
     inference, threshold = plan_inference(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from strecur._anndata import Grid, Sections, read_grid, read_sections, require
+from strecur._anndata import Grid, Sections, read_array, read_grid, read_sections, require
 from strecur.models._representation import EMBED
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Embedded:
 def read_embedded(table: AnnData, use_rep: str, library_key: str | None) -> Embedded:
     """Find the spots that have a representation."""
     require(table.obsm, use_rep, where="obsm", hint=EMBED)
-    rows = np.flatnonzero(~np.isnan(np.asarray(table.obsm[use_rep], dtype=np.float32)).all(axis=1))
+    rows = np.flatnonzero(~np.isnan(read_array(table, use_rep, dtype=np.float32).reshape(table.n_obs, -1)).all(axis=1))
     n_missing = table.n_obs - len(rows)
     if n_missing == table.n_obs:
         msg = f"adata.obsm[{use_rep!r}] is NaN for all {table.n_obs} spots. {EMBED}"

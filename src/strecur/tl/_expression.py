@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from strecur._anndata import check_key, open_table, read_sections, write
+from strecur._anndata import check_free, check_key, open_table, read_sections, write
 from strecur._settings import settings
 from strecur.engine import combine
+from strecur.models import ExpressionModel
 from strecur.tl._apply import hardware
-from strecur.tl._checks import check_inference, check_samples, check_selection, check_share
+from strecur.tl._checks import check_inference, check_samples, check_selection, check_share, require_model
 from strecur.tl._embedded import input_of, read_embedded
 from strecur.tl._plan import plan_inference
 from strecur.tl._reasoning import describe_sections, residual_table
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from strecur.models import ExpressionModel
     from strecur.models._targets import ExpressionTarget
 
 
@@ -126,6 +126,7 @@ def predict_expression(
         ``coverage`` is wanted of a model that was not calibrated.
     """
     check_key(key_added)
+    require_model(model, ExpressionModel)
     check_inference(
         model.architecture,
         model.halting,
@@ -134,6 +135,7 @@ def predict_expression(
         noise=noise,
         halt_threshold=halt_threshold,
         stop_early=stop_early,
+        rng=rng,
     )
     check_selection(selection, ("mean", "converged"))
     check_samples(model, n_samples)
@@ -141,6 +143,7 @@ def predict_expression(
         check_share("coverage", coverage)
         require_errors(model)
     table = open_table(adata, table_key=table_key, copy=copy)
+    check_free(table, key_added, default="trm_expression")
     embedded = read_embedded(table, model.features.source.use_rep, library_key)
     sections, grid = embedded.sections, embedded.grid
     columns, views, averaged, novelty = input_of(model.features, embedded)

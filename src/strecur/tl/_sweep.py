@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from strecur._arguments import check_several, check_whole
 from strecur._settings import settings
 from strecur.engine import Inference
 from strecur.engine.predict import RESIDUAL_WINDOW
@@ -99,9 +100,11 @@ def recursion_sweep(
     Spatial Tiny Recursive Model, Figs. 1 and 7; the paper counts layer evaluations as forward passes.
     """
     for name, values in (("depths", depths), ("n_latent", n_latent), ("n_deep", n_deep)):
-        if len(values) == 0 or min(values) < 1:
-            msg = f"{name}={list(values)}: at least one number is needed, and each must be at least one"
+        check_several(name, values)
+        if len(values) == 0:
+            msg = f"{name} is empty: at least one number is needed"
             raise ValueError(msg)
+    check_whole("rng", rng, least=0)
     require_two_states(model)
     place = hardware(accelerator, precision)
     given = read_input(adata, model, library_key=library_key, table_key=table_key, **place)
@@ -229,9 +232,11 @@ def landscape(
         noise=noise,
         halt_threshold=None,
         stop_early=False,
+        rng=rng,
     )
-    if depth < 2 or n_spots < 1:
-        msg = f"depth={depth}, n_spots={n_spots}: a trajectory needs at least two steps and one spot"
+    check_whole("n_spots", n_spots)
+    if depth < 2:
+        msg = f"depth={depth}: a trajectory needs at least two steps"
         raise ValueError(msg)
     place = hardware(accelerator, precision)
     given = read_input(adata, model, library_key=library_key, table_key=table_key, **place)

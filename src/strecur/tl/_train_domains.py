@@ -29,7 +29,7 @@ from strecur.models._network import (
 from strecur.models.linear import fit_linear_domains
 from strecur.nn import DomainHead
 from strecur.tl._checkpoint import open_checkpoint
-from strecur.tl._checks import check_halting
+from strecur.tl._checks import check_halting, check_training
 from strecur.tl._hist import EPOCHS, OPTIMISATION, hist_augmentation, hist_network, is_hist
 from strecur.tl._labels import encode_labels, keep_trained_labels
 from strecur.tl._plan import in_tiles, largest_shift, plan_training, section_sizes
@@ -165,6 +165,17 @@ def train_domains(
     The recursion is that of the spatial Tiny Recursive Model (section 3): an optimizer step after every outer step,
     with the state carried on without gradient.
     """
+    check_training(
+        neighbours=neighbours,
+        max_epochs=max_epochs,
+        max_minutes=max_minutes,
+        tile=tile,
+        augmentation=augmentation,
+        rng=rng,
+        n_genes=n_genes,
+        n_components=n_components,
+        devices=devices,
+    )
     table = open_table(adata, table_key=table_key)
     sections = read_sections(table, library_key)
     grid = read_grid(table, sections)

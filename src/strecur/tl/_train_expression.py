@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
-from strecur._anndata import find_genes, open_table
+from strecur._anndata import clean_genes, find_genes, open_table
+from strecur._arguments import as_names
 from strecur._settings import settings
 from strecur.engine import Augmentation, FitConfig, fit
 from strecur.engine.fit import make_fabric
@@ -22,7 +24,7 @@ from strecur.nn import ExpressionHead, GenARConfig, TRMConfig, UniversalConfig
 from strecur.pp import high_mean_high_variance_genes
 from strecur.tl import _train_counts as counts
 from strecur.tl._checkpoint import open_checkpoint
-from strecur.tl._checks import check_halting
+from strecur.tl._checks import check_halting, check_training
 from strecur.tl._embedded import Embedded, input_of, read_embedded
 from strecur.tl._hist import EPOCHS, OPTIMISATION, hist_augmentation, hist_network, is_hist
 from strecur.tl._plan import in_tiles, largest_shift, plan_training, section_sizes
@@ -173,6 +175,16 @@ def train_expression(
     The recursion is that of the spatial Tiny Recursive Model (section 3): an optimizer step after every outer step,
     with the state carried on without gradient. Spots without any count teach nothing, but are predicted.
     """
+    check_training(
+        neighbours=neighbours,
+        max_epochs=max_epochs,
+        max_minutes=max_minutes,
+        tile=tile,
+        augmentation=augmentation,
+        rng=rng,
+        n_components=n_components,
+        devices=devices,
+    )
     is_linear = isinstance(architecture, str) and architecture == "linear"
     as_hist = is_hist(architecture)
     if as_hist:
@@ -196,7 +208,7 @@ def train_expression(
             section_sizes(sections, sections.names),
             grid.layout,
             n_features=n_components * (1 + len(neighbours)),
-            n_outputs=genes if isinstance(genes, int) else len(genes),
+            n_outputs=genes if isinstance(genes, Integral) else len(as_names("genes", genes)),
             n_epochs=n_epochs,
             tile=tile,
             accelerator=accelerator,
@@ -345,19 +357,29 @@ def choose_genes(
     layer: str | None,
 ) -> list[str]:
     """Genes to predict: as named, or chosen on the training sections."""
-    if isinstance(genes, int):
+    if isinstance(genes, Integral):
         return high_mean_high_variance_genes(
             training, genes, library_key=library_key, extra_genes=extra_genes, layer=layer
         )
-    wanted = list(dict.fromkeys(map(str, [*([genes] if isinstance(genes, str) else genes), *extra_genes])))
+    wanted = list(dict.fromkeys([*as_names("genes", genes), *as_names("extra_genes", extra_genes)]))
     if not wanted:
         msg = "genes is empty; name at least one, or give a number"
         raise ValueError(msg)
+    require_distinct(wanted)
     _, missing = find_genes(training, wanted)
     if missing:
         msg = f"genes {missing} are not in adata.var_names (such as {list(training.var_names[:5])})"
         raise KeyError(msg)
     return wanted
+
+
+def require_distinct(genes: Sequence[str]) -> None:
+    """Refuse versions of one gene under two names."""
+    named = pd.Series(genes).groupby(clean_genes(genes)).agg(list)
+    twice = named[named.map(len) > 1]
+    if len(twice):
+        msg = f"{twice.iloc[0]} are versions of one gene; name it once"
+        raise ValueError(msg)
 
 
 def held_out_groups(embedded: Embedded, training: Sequence[str]) -> np.ndarray:

@@ -8,13 +8,14 @@ import pandas as pd
 
 from strecur import metrics
 from strecur._anndata import read_labels
+from strecur._arguments import check_number, check_whole
 from strecur._settings import settings
 from strecur.engine import Inference, combine
 from strecur.engine.restarts import SELECTIONS, most_converged
 from strecur.models import DomainModel, ExpressionModel
 from strecur.models._calibration import conformal_scores, fit_temperature, negative_log_likelihood, temper
 from strecur.tl._apply import hardware, read_input
-from strecur.tl._checks import check_inference, check_selection
+from strecur.tl._checks import check_inference, check_selection, require_model
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -98,7 +99,7 @@ def calibrate(
     Spots of one section resemble each other, and a new section may differ from all of these. Shares that are right for
     many sections like these may be off in any single one: use several, and look at the ``novelty`` of new ones.
     """
-    require_domains(model)
+    require_model(model, DomainModel)
     check_inference(
         model.architecture,
         model.halting,
@@ -107,6 +108,7 @@ def calibrate(
         noise=0.0,
         halt_threshold=None,
         stop_early=False,
+        rng=rng,
     )
     check_selection(selection, SELECTIONS)
     place = hardware(accelerator, precision)
@@ -118,13 +120,6 @@ def calibrate(
     proba_NC = np.concatenate([combine(runs, selection)[-1] for runs in restarts])
     target_N = np.concatenate([target_N[given.sections.rows(part.name)] for part in given.parts])
     return calibrate_on(model, proba_NC, target_N)
-
-
-def require_domains(model: object) -> None:
-    """Refuse models of another kind, which have no domains."""
-    if not isinstance(model, DomainModel):
-        msg = f"expected a model from strecur.tl.train_domains, got {type(model).__name__}"
-        raise TypeError(msg)
 
 
 def known_labels(table: AnnData, sections: Sections, model: DomainModel, label_key: str) -> np.ndarray:
@@ -223,14 +218,14 @@ def calibrate_halting(
     In the spatial Tiny Recursive Model (appendix F) the recipes with a threshold of .7 halt at the first or at no step,
     because their probabilities settle at .997, .27 and .07.
     """
-    if not isinstance(model, DomainModel | ExpressionModel):
-        msg = f"expected a model from train_domains or train_expression of strecur.tl, got {type(model).__name__}"
-        raise TypeError(msg)
+    require_model(model, DomainModel, ExpressionModel)
     if model.halting is None:
         msg = "the model was trained without halting and has no threshold to calibrate; train it with halting=..."
         raise ValueError(msg)
-    if not 0 <= quantile < 1 or depth < 1:
-        msg = f"quantile={quantile} must be at least 0 and below 1, depth={depth} at least 1"
+    check_number("quantile", quantile)
+    check_whole("depth", depth)
+    if not 0 <= quantile < 1:
+        msg = f"quantile={quantile} must be at least 0 and below 1"
         raise ValueError(msg)
     place = hardware(accelerator, precision)
     given = read_input(adata, model, library_key=library_key, table_key=table_key, **place)

@@ -1,0 +1,348 @@
+"""Small sections, models and results, made once and handed out as copies, and a valid call of every public function."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import cache
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from toy_histology import GENES, apply, join, make_section
+from toy_histology import train as train_expression
+
+import strecur as st
+from strecur.nn import GenARConfig, WindowedConfig
+from strecur.pp import Encoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from anndata import AnnData
+
+mpl.use("Agg")
+
+SECTIONS = {"library_key": "section"}
+CPU = {"accelerator": "cpu", "precision": "32-true", "progress": False}
+NETWORK = {"backbone": WindowedConfig(width=32, n_heads=2, window=4, n_global=1), "n_components": 8}
+QUICK = {**SECTIONS, **CPU, **NETWORK, "neighbours": (7,), "max_epochs": 2, "validation": None}
+COUNTS = GenARConfig(width=24, n_heads=2, n_layers=1, condition_width=24, n_groups=2, spots_per_step=16)
+MEANS = Encoder("means", lambda patches: patches.mean(axis=(1, 2)), 3, size=16)
+
+
+@cache
+def _raw() -> AnnData:
+    adata = st.datasets.synthetic_sections(n_sections=3, n_rows=12, n_cols=12, n_genes=40, n_domains=3, image=True)
+    adata.obs["total"] = np.asarray(adata.X.sum(axis=1)).ravel() + 1
+    return adata
+
+
+def raw() -> AnnData:
+    """Three sections with images, counts, labels and coordinates, as they come."""
+    return deepcopy(_raw())
+
+
+@cache
+def _sections() -> AnnData:
+    adata = raw()
+    st.pp.to_grid(adata, **SECTIONS)
+    return adata
+
+
+def sections() -> AnnData:
+    """The same with a lattice."""
+    return deepcopy(_sections())
+
+
+@cache
+def _domain_model() -> st.models.DomainModel:
+    adata = sections()
+    return st.tl.train_domains(adata[adata.obs["section"] != "S3"].copy(), "domain", **QUICK)
+
+
+def domain_model() -> st.models.DomainModel:
+    """Model of two sections, not calibrated."""
+    return deepcopy(_domain_model())
+
+
+@cache
+def _calibrated() -> st.models.DomainModel:
+    model = domain_model()
+    st.tl.calibrate(sections(), model, "domain", **SECTIONS, **CPU)
+    return model
+
+
+def calibrated() -> st.models.DomainModel:
+    return deepcopy(_calibrated())
+
+
+@cache
+def _one_state() -> st.models.DomainModel:
+    return st.tl.train_domains(sections(), "domain", **{**QUICK, "max_epochs": 1}, architecture="universal")
+
+
+@cache
+def _labelled() -> AnnData:
+    adata = sections()
+    st.tl.trm_domains(adata, _calibrated(), **SECTIONS, **CPU, breadth=2, coverage=0.9)
+    return adata
+
+
+def labelled() -> AnnData:
+    """Sections with predicted domains, all keys of them."""
+    return deepcopy(_labelled())
+
+
+def clustered() -> AnnData:
+    """The same with a latent that has three clusters of different size."""
+    adata, rng = labelled(), np.random.default_rng(0)
+    centres = 5 * np.eye(3, 8)[rng.choice(3, adata.n_obs, p=(0.5, 0.3, 0.2))]
+    adata.obsm["trm_domains_latent"] = (centres + rng.normal(size=centres.shape)).astype(np.float32)
+    return adata
+
+
+@cache
+def _pair() -> AnnData:
+    return join(make_section("S1", 1), make_section("S2", 2))
+
+
+def pair() -> AnnData:
+    """Two sections with embedded patches and counts."""
+    return deepcopy(_pair())
+
+
+@cache
+def _new() -> AnnData:
+    return join(make_section("S3", 3))
+
+
+def new() -> AnnData:
+    """A third one."""
+    return deepcopy(_new())
+
+
+@cache
+def _expression_model() -> st.models.ExpressionModel:
+    return train_expression(_pair(), halting="pcc")
+
+
+def expression_model() -> st.models.ExpressionModel:
+    """Model of two sections, not calibrated."""
+    return deepcopy(_expression_model())
+
+
+@cache
+def _expression_calibrated() -> st.models.ExpressionModel:
+    model = expression_model()
+    st.tl.calibrate_expression(_new(), model, **SECTIONS, **CPU)
+    return model
+
+
+@cache
+def _linear_model() -> st.models.ExpressionModel:
+    return train_expression(_pair(), architecture="linear")
+
+
+@cache
+def _count_model() -> st.models.ExpressionModel:
+    options = {"architecture": COUNTS, "genes": GENES, "n_components": 6, "neighbours": (9,), "max_epochs": 1}
+    return st.tl.train_expression(_pair(), **SECTIONS, **CPU, **options)
+
+
+@cache
+def _predicted() -> AnnData:
+    return apply(_new(), _expression_calibrated(), breadth=2, coverage=0.9)
+
+
+def predicted() -> AnnData:
+    """A section with predicted expression, all keys of it."""
+    return deepcopy(_predicted())
+
+
+@cache
+def _swept() -> pd.DataFrame:
+    return call("tl.recursion_sweep", *valid("tl.recursion_sweep"))
+
+
+@cache
+def _landscape() -> pd.DataFrame:
+    return call("tl.landscape", *valid("tl.landscape"))
+
+
+def image() -> np.ndarray:
+    return np.array(_raw().uns["spatial"]["S1"]["images"]["hires"])
+
+
+def images() -> dict[str, np.ndarray]:
+    return {name: np.array(entry["images"]["hires"]) for name, entry in _raw().uns["spatial"].items()}
+
+
+@cache
+def _model_folder() -> Path:
+    from pathlib import Path
+    from tempfile import mkdtemp
+
+    folder = Path(mkdtemp()) / "model"
+    _domain_model().save(folder)
+    return folder
+
+
+def log_values(seed: int = 0, shape: tuple[int, int] = (30, 6)) -> np.ndarray:
+    return np.log2(np.random.default_rng(seed).poisson(3, shape) + 1.0)
+
+
+def counts(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).poisson(3, (30, 6)).astype(float)
+
+
+def labels(seed: int = 0) -> pd.Series:
+    return pd.Series(np.random.default_rng(seed).choice(["a", "b", "c"], 30))
+
+
+def probabilities() -> np.ndarray:
+    return np.random.default_rng(1).dirichlet(np.ones(3), 30)
+
+
+def sites() -> np.ndarray:
+    return np.argwhere(np.ones((5, 6), dtype=bool))
+
+
+def function(name: str) -> Callable:
+    """Find a public function by its name, as ``"pp.to_grid"``."""
+    found = st
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+PATCHES = {**SECTIONS, "encoder": MEANS, "patch_px": 100, "image_scale": 0.25, "progress": False}
+PREDICT = {**SECTIONS, **CPU}
+METRIC = {"predicted": lambda: log_values(1)}
+COUNT_METRIC = {"predicted": lambda: counts(1)}
+
+# First argument and options of a valid call; what is callable is called to get the value.
+VALID: dict[str, tuple[Callable, dict[str, object]]] = {
+    "pp.to_grid": (raw, SECTIONS),
+    "pp.embed_patches": (raw, {"image": images, **PATCHES}),
+    "pp.tile_image": (image, {"pitch_px": 25}),
+    "pp.fit_stain_reference": (raw, SECTIONS),
+    "pp.high_mean_high_variance_genes": (raw, {"n_genes": 10, **SECTIONS}),
+    "tl.train_domains": (sections, {"label_key": "domain", **QUICK}),
+    "tl.trm_domains": (sections, {"model": calibrated, **PREDICT}),
+    "tl.train_expression": (
+        pair,
+        {**SECTIONS, **CPU, **NETWORK, "n_components": 6, "neighbours": (9,), "genes": GENES, "max_epochs": 2},
+    ),
+    "tl.predict_expression": (new, {"model": lambda: deepcopy(_expression_calibrated()), **PREDICT}),
+    "tl.calibrate": (sections, {"model": domain_model, "label_key": "domain", **PREDICT}),
+    "tl.calibrate_expression": (new, {"model": expression_model, **PREDICT}),
+    "tl.calibrate_halting": (sections, {"model": domain_model, "depth": 3, **PREDICT}),
+    "tl.recursion_sweep": (
+        sections,
+        {"model": domain_model, "label_key": "domain", "depths": (1, 2), "n_latent": (1, 2), "n_deep": (1,), **PREDICT},
+    ),
+    "tl.landscape": (
+        sections,
+        {"model": domain_model, "label_key": "domain", "depth": 3, "breadth": 2, "n_spots": 20, **PREDICT},
+    ),
+    "tl.cluster_latent": (clustered, {"n_domains": 3, **SECTIONS}),
+    "get.expression": (predicted, {}),
+    "pl.domains": (labelled, {"truth": "domain", "linear": True}),
+    "pl.refinement": (labelled, {}),
+    "pl.halt_steps": (labelled, {}),
+    "pl.halt_summary": (labelled, {}),
+    "pl.confidence": (labelled, {"truth": "domain"}),
+    "pl.reliability": (labelled, {"truth": "domain"}),
+    "pl.convergence": (labelled, {}),
+    "pl.recursion_sweep": (lambda: _swept().copy(), {}),
+    "pl.landscape": (lambda: _landscape().copy(), {}),
+    "pl.marker_panel": (predicted, {"genes": lambda: ["g0", "g1"]}),
+    "pl.gene_scores": (predicted, {}),
+    "pl.training": (domain_model, {}),
+    "load_model": (_model_folder, {}),
+    "metrics.domain_scores": (labels, {"predicted": lambda: labels(1)}),
+    "metrics.expected_calibration_error": (labels, {"proba": probabilities, "labels": lambda: ["a", "b", "c"]}),
+    "metrics.path_dependence": (lambda: np.random.default_rng(0).random((3, 4)), {}),
+    "metrics.expression_scores": (log_values, METRIC),
+    "metrics.pcc_per_gene": (log_values, METRIC),
+    "metrics.pcc_top": (lambda: np.array([0.1, 0.5, np.nan, 0.3]), {"k": 2}),
+    "metrics.rvd": (log_values, METRIC),
+    "metrics.rvd_std": (log_values, METRIC),
+    "metrics.gene_structure": (log_values, METRIC),
+    "metrics.moran_structure": (
+        log_values,
+        {**METRIC, "graph": lambda: st.metrics.lattice_graph(sites(), layout="square")},
+    ),
+    "metrics.lattice_graph": (sites, {"layout": "square"}),
+    "metrics.pooled_scores": (log_values, METRIC),
+    "metrics.depth_normalised": (log_values, {}),
+    "metrics.negative_binomial_log_likelihood": (counts, COUNT_METRIC),
+    "metrics.moment_dispersion": (counts, {}),
+    "metrics.zero_scores": (counts, COUNT_METRIC),
+    "metrics.library_size_correlation": (counts, COUNT_METRIC),
+    "datasets.synthetic_sections": (None, {"n_sections": 2, "n_rows": 12, "n_cols": 12, "n_genes": 20, "n_domains": 2}),
+}
+
+
+def valid(name: str) -> tuple[object, dict[str, object]]:
+    """First argument (``None``: there is none) and options of a valid call, fresh."""
+    first, options = VALID[name]
+    made = {key: made_now(value) for key, value in options.items()}
+    return (None if first is None else first()), made
+
+
+def made_now(value: object) -> object:
+    """Call what makes a value; encoders are values themselves."""
+    return value() if callable(value) and not isinstance(value, Encoder | type) else value
+
+
+def call(name: str, first: object, options: Mapping[str, object]) -> object:
+    """Call a public function, whose first argument is given by position."""
+    return function(name)(**options) if first is None else function(name)(first, **options)
+
+
+def fingerprint(value: object) -> str:
+    """Digest of everything a value holds: objects, tables, arrays (with dtype and order), models, configurations."""
+    digest = hashlib.sha256()
+    _feed(digest, value)
+    return digest.hexdigest()
+
+
+def _feed(digest: hashlib._Hash, value: object) -> None:
+    digest.update(type(value).__name__.encode())
+    if hasattr(value, "obsm") and hasattr(value, "var_names"):
+        if value.isbacked:
+            value = value.to_memory()
+        slots = ("X", "obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns")
+        for slot in slots:
+            found = getattr(value, slot)
+            _feed(digest, found if slot in {"X", "obs", "var"} else dict(found))
+    elif hasattr(value, "state_dict"):
+        _feed(digest, {name: tensor.numpy() for name, tensor in value.state_dict().items()})
+    elif isinstance(value, pd.DataFrame):
+        _feed(digest, {"index": value.index, **{f"column {name}": value[name] for name in value.columns}})
+    elif isinstance(value, pd.Series | pd.Index):
+        _feed(digest, str(value.dtype))
+        _feed(digest, list(value.astype(object)))
+        if isinstance(value.dtype, pd.CategoricalDtype):
+            _feed(digest, list(value.dtype.categories))
+    elif sparse.issparse(value):
+        _feed(digest, {"data": value.data, "indices": value.indices, "indptr": value.indptr, "shape": value.shape})
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            _feed(digest, str(key))
+            _feed(digest, entry)
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        digest.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, list | tuple | np.ndarray):
+        for entry in value:
+            _feed(digest, entry)
+    elif hasattr(value, "__dict__") and type(value).__module__.startswith("strecur"):
+        _feed(digest, vars(value))
+    else:
+        digest.update(repr(value).encode())

@@ -1,0 +1,80 @@
+"""Nothing wrong passes in silence, and nothing is changed by what is refused; see bad_inputs.py for the cases."""
+
+from __future__ import annotations
+
+import linecache
+import logging
+import warnings
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import bad_inputs
+import pytest
+import small_world as world
+from bad_inputs import CASES, Case
+
+import strecur as st
+
+SOURCE = Path(st.__file__).parent
+REFUSED = [case for case in CASES if case.error is not None]
+RIGHT = [case for case in CASES if case.error is None]
+
+
+def name_of(case: Case) -> str:
+    return f"{case.call}: {case.wrong}"
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog):
+    caplog.set_level(logging.CRITICAL)
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=name_of)
+def test_what_is_wrong_is_refused_and_changes_nothing(case):
+    first, options = case.arguments()
+    before = world.fingerprint((first, options))
+    with pytest.raises(case.error) as caught:
+        world.call(case.call, first, options)
+    assert case.says in str(caught.value)
+    last = caught.traceback[-1]
+    assert Path(last.path).is_relative_to(SOURCE), "raised in the depths"
+    assert linecache.getline(str(last.path), last.lineno + 1).strip().startswith("raise "), (
+        "not raised by our own check"
+    )
+    assert world.fingerprint((first, options)) == before
+
+
+@cache
+def expected(call: str) -> object:
+    first, options = world.valid(call)
+    found = world.call(call, first, options)
+    return first if found is None else found
+
+
+@pytest.mark.parametrize("case", RIGHT, ids=name_of)
+def test_what_only_looks_wrong_gives_a_right_result(case):
+    first, options = case.arguments()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        found = world.call(case.call, first, options)
+    assert case.check(found, first, expected(case.call))
+
+
+def test_every_public_function_is_tried():
+    tried = {case.call for case in CASES}
+    spaces = ("datasets", "get", "metrics", "pl", "pp", "tl")
+    public = {f"{space}.{name}" for space in spaces for name in getattr(st, space).__all__}
+    # refused where they are made, see tests of encoders
+    assert public - tried == {"pp.Encoder"}
+    assert set(world.VALID) == tried
+    assert [name for name, n in Counter(map(name_of, CASES)).items() if n > 1] == []
+    assert len(CASES) >= 100
+
+
+def test_the_page_of_the_documentation_is_up_to_date():
+    assert bad_inputs.PAGE.read_text(encoding="utf-8") == bad_inputs.page(), "run python tests/bad_inputs.py"
