@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import shutil
 import urllib.request
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sphinx.ext import intersphinx
@@ -38,7 +40,13 @@ templates_path = ["_templates"]
 
 html_theme = "sphinx_book_theme"
 html_title = project
+html_static_path = ["_static"]
 html_theme_options = {"home_page_in_toc": True, "navbar_persistent": [], "show_navbar_depth": 1}
+
+# The notebooks of the repository are shown with the results they hold.
+HERE = Path(__file__).parent
+for notebook in (HERE.parent / "tutorials").glob("*.ipynb"):
+    shutil.copy2(notebook, HERE / "tutorials")
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
