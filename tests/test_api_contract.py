@@ -23,6 +23,7 @@ REQUIRED = {
 }
 # Functions whose first argument is not an AnnData, and what it is instead.
 FIRST_PARAMETER = {
+    "pl.benchmark": "table",  # what tl.cross_validate returned
     "pl.landscape": "table",  # what tl.landscape returned
     "pl.recursion_sweep": "table",  # what tl.recursion_sweep returned
     "pl.training": "model",  # the history belongs to the model, no AnnData is needed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from strecur.pl._benchmark import benchmark
 from strecur.pl._domains import domains
 from strecur.pl._expression import gene_scores
 from strecur.pl._markers import marker_panel
@@ -11,6 +12,7 @@ from strecur.pl._training import training
 from strecur.pl._uncertainty import halt_summary, reliability
 
 __all__ = [
+    "benchmark",
     "confidence",
     "convergence",
     "domains",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from strecur.tl._calibrate_expression import calibrate_expression
 from strecur.tl._cluster import cluster_latent
 from strecur.tl._domains import trm_domains
+from strecur.tl._evaluate import cross_validate
 from strecur.tl._expression import predict_expression
 from strecur.tl._sweep import landscape, recursion_sweep
 from strecur.tl._train_domains import train_domains
@@ -16,6 +17,7 @@ __all__ = [
     "calibrate_expression",
     "calibrate_halting",
     "cluster_latent",
+    "cross_validate",
     "landscape",
     "predict_expression",
     "recursion_sweep",

@@ -1,0 +1,133 @@
+"""The two tasks as a cross-validation sees them: what is known, train, predict, score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from strecur import metrics
+from strecur._anndata import read_grid, read_labels, read_sections
+from strecur.models._targets import counted_spots, read_counts
+from strecur.models.linear import fit_linear_domains
+from strecur.tl._domains import trm_domains
+from strecur.tl._expression import predict_expression
+from strecur.tl._train_domains import train_domains
+from strecur.tl._train_expression import train_expression
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anndata import AnnData
+
+    from strecur.models import DomainModel, ExpressionModel
+
+LINEAR, SINGLE_SPOTS = "linear", "linear, single spots"
+KEY = "cross_validate"
+
+
+@dataclass(frozen=True)
+class DomainTask:
+    """Domains, learned from ``obs[label_key]``."""
+
+    library_key: str
+    label_key: str
+    verb: ClassVar[Callable] = staticmethod(train_domains)
+    baselines: ClassVar[tuple[str, ...]] = (LINEAR, SINGLE_SPOTS)
+    use_rep: ClassVar[str | None] = None
+
+    def known(self, table: AnnData, layer: str | None) -> np.ndarray:
+        """Which spots are annotated."""
+        return read_labels(table, self.label_key).notna().to_numpy()
+
+    def train(self, train: AnnData, **options: object) -> DomainModel:
+        return train_domains(train, self.label_key, library_key=self.library_key, **options)
+
+    def predict(self, test: AnnData, model: DomainModel, **options: object) -> pd.Series:
+        trm_domains(test, model, library_key=self.library_key, key_added=KEY, **options)
+        return test.obs[KEY]
+
+    def predict_baselines(self, train: AnnData, test: AnnData, model: DomainModel) -> dict[str, pd.Series]:
+        """Logistic regressions: that of the model, and one that sees no neighbours."""
+        (columns_NF, target_N), (new_MF, _) = (self.input_of(part, model) for part in (train, test))
+        own = slice(model.features.width)  # neighbourhoods stand behind
+        fitted = fit_linear_domains(columns_NF[:, own], target_N, len(model.labels))
+        labels = np.array(model.labels, dtype=object)
+        single = labels[fitted.predict_proba(new_MF[:, own]).argmax(axis=1)]
+        return {LINEAR: test.obs[f"{KEY}_linear"], SINGLE_SPOTS: pd.Series(single, index=test.obs_names)}
+
+    def input_of(self, part: AnnData, model: DomainModel) -> tuple[np.ndarray, np.ndarray]:
+        """Features of all spots, and the domains of those the model learned from as integers, -1 for the others."""
+        sections = read_sections(part, self.library_key)
+        columns = model.features.transform(part, sections, read_grid(part, sections))
+        target_N = pd.Index(model.labels).get_indexer(read_labels(part, self.label_key))
+        return columns, np.where(np.isin(np.array(sections.names)[sections.codes], model.sections), target_N, -1)
+
+    def score(self, test: AnnData, model: DomainModel, predicted: pd.Series) -> dict[str, float]:
+        truth, sections = read_labels(test, self.label_key), read_sections(test, self.library_key)
+        scores = [
+            metrics.domain_scores(truth.iloc[rows], predicted.iloc[rows])
+            for rows in map(sections.rows, sections.names)
+            if truth.iloc[rows].notna().any()
+        ]
+        return over_sections(scores)
+
+
+@dataclass(frozen=True)
+class ExpressionTask:
+    """Expression, learned from counts."""
+
+    library_key: str
+    verb: ClassVar[Callable] = staticmethod(train_expression)
+    baselines: ClassVar[tuple[str, ...]] = (LINEAR,)
+    use_rep: ClassVar[str | None] = "X_patch"
+
+    def known(self, table: AnnData, layer: str | None) -> np.ndarray:
+        """Which spots have counts."""
+        return counted_spots(read_counts(table, layer))
+
+    def train(self, train: AnnData, **options: object) -> ExpressionModel:
+        return train_expression(train, library_key=self.library_key, **options)
+
+    def predict(self, test: AnnData, model: ExpressionModel, **options: object) -> np.ndarray:
+        predict_expression(test, model, library_key=self.library_key, key_added=KEY, **options)
+        return model.target.log2(test.obsm[KEY])
+
+    def predict_baselines(
+        self,
+        train: AnnData,
+        test: AnnData,
+        model: ExpressionModel,
+    ) -> dict[str, np.ndarray]:
+        """Ridge regression, that of the model."""
+        return {LINEAR: test.obsm[f"{KEY}_linear"]}
+
+    def score(self, test: AnnData, model: ExpressionModel, predicted: np.ndarray) -> dict[str, float]:
+        truth, sections = model.target.log2(model.measure(test)), read_sections(test, self.library_key)
+        truth[~self.known(test, model.target.layer)] = np.nan
+        scores = [
+            metrics.expression_scores(truth[rows], predicted[rows])
+            for rows in map(sections.rows, sections.names)
+            if not np.isnan(truth[rows]).all()
+        ]
+        return over_sections(scores)
+
+
+Task = DomainTask | ExpressionTask
+
+
+def describe_split(job: Task, train: AnnData, test: AnnData, model: DomainModel | ExpressionModel) -> dict[str, float]:
+    """How much was learned from, and how far the prediction was from it."""
+    sections = read_sections(train, job.library_key)
+    n_spots = sum(len(sections.rows(name)) for name in model.sections)
+    novelty = test.uns[KEY]["sections"]["novelty"].mean()
+    return {"n_train_sections": len(model.sections), "n_train_spots": n_spots, "novelty": novelty}
+
+
+def over_sections(scores: list[dict[str, float]]) -> dict[str, float]:
+    """Mean over the sections of a group, since scores of joined sections tell sections apart; spots are summed."""
+    table = pd.DataFrame(scores)
+    spots = table.columns[table.columns.str.startswith(("n_spots", "n_missing"))]
+    return table.mean().to_dict() | table[spots].sum().to_dict() | {"n_test_sections": len(table)}
