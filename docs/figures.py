@@ -98,7 +98,9 @@ def draw_lattices() -> plt.Figure:
             if (row, col) in {(1, 7), (3, 3)}:
                 continue
             ax.add_patch(Circle((x, y), 0.34, facecolor=BLUE if (row, col) == (2, 4) else LIGHT, edgecolor=BLUE))
-            ax.text(x, y, f"{row},{col}", ha="center", va="center", fontsize=8.5, color="w" if (row, col) == (2, 4) else "k")
+            ax.text(
+                x, y, f"{row},{col}", ha="center", va="center", fontsize=8.5, color="w" if (row, col) == (2, 4) else "k"
+            )
     ax.set(xlim=(-0.6, 6.1), ylim=(4.0, -0.6))
     ax.set_xlabel("columns in half steps; two spots are\nmissing, and nothing takes their place")
 
@@ -119,7 +121,7 @@ def draw_lattices() -> plt.Figure:
         if all(np.hypot(*(point - other)) > 0.85 for other in kept):
             kept.append(point)
     taken: set[tuple[int, int]] = set()
-    ax.set(xlim=(-0.2, 7.2), ylim=(5.1, -0.1))
+    ax.set(xlim=(-0.4, 7.2), ylim=(5.2, -0.4))
     for line in np.arange(0, 7.5, 0.6):
         ax.axvline(line - 0.3, color="0.9", lw=0.8, zorder=0)
         ax.axhline(line - 0.3, color="0.9", lw=0.8, zorder=0)
@@ -135,19 +137,27 @@ def draw_lattices() -> plt.Figure:
     return figure
 
 
-def box(ax: Axes, place: tuple[float, float], size: tuple[float, float], text: str, color: str, **options: object) -> None:
+def box(
+    ax: Axes, place: tuple[float, float], size: tuple[float, float], text: str, color: str, **options: object
+) -> None:
     """Draw a labelled box around a place."""
     (x, y), (w, h) = place, size
     ax.add_patch(
-        FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle="round,pad=0.02,rounding_size=0.12", fc=color, ec="0.3", lw=1)
+        FancyBboxPatch(
+            (x - w / 2, y - h / 2), w, h, boxstyle="round,pad=0.02,rounding_size=0.12", fc=color, ec="0.3", lw=1
+        )
     )
     ax.text(x, y, text, ha="center", va="center", **options)
 
 
-def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], *, bend: float = 0, color: str = "0.3") -> None:
+def arrow(
+    ax: Axes, start: tuple[float, float], end: tuple[float, float], *, bend: float = 0, color: str = "0.3"
+) -> None:
     """Draw an arrow."""
     style = f"arc3,rad={bend}"
-    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, connectionstyle=style, color=color, lw=1.5))
+    ax.add_patch(
+        FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, connectionstyle=style, color=color, lw=1.5)
+    )
 
 
 def draw_recursion() -> plt.Figure:
@@ -160,11 +170,18 @@ def draw_recursion() -> plt.Figure:
     box(ax, (9.6, 3.5), (2.2, 0.9), "latent $z$\nscratch notes", "#e4efe4")
     box(ax, (9.6, 0.8), (2.2, 0.9), "answer $y$\nof every spot", "#f5dfd5")
     arrow(ax, (2.2, 3.4), (4.3, 2.5), bend=-0.1)
-    arrow(ax, (6.7, 2.6), (8.4, 3.4), bend=0.15, color=GREEN)
-    arrow(ax, (8.9, 4.0), (5.2, 2.85), bend=0.35, color=GREEN)
+    arrow(ax, (6.75, 2.4), (9.2, 2.95), bend=0.2, color=GREEN)
+    arrow(ax, (8.4, 3.8), (6.0, 2.85), bend=0.35, color=GREEN)
     arrow(ax, (8.4, 0.9), (4.7, 1.6), bend=-0.25, color=ORANGE)
     arrow(ax, (6.7, 1.9), (8.5, 1.1), bend=-0.1, color=ORANGE)
-    ax.text(5.8, 4.15, "three times: revise the notes\nwith features, notes and answer", color=GREEN, ha="center", va="center")
+    ax.text(
+        4.4,
+        4.1,
+        "three times: revise the notes\nwith features, notes and answer",
+        color=GREEN,
+        ha="center",
+        va="center",
+    )
     ax.text(5.2, 0.35, "then once: revise the answer with the notes", color=ORANGE, ha="center", va="center")
     ax.set_title("a block", loc="left", fontsize=12)
     bare(steps)
@@ -176,7 +193,9 @@ def draw_recursion() -> plt.Figure:
             arrow(steps, (x + 0.9, 1.35), (x + 1.72, 1.35))
         arrow(steps, (x, 0.95), (x, 0.45), color=ORANGE)
         steps.text(x, 0.2, f"map {i + 1}", ha="center", va="center", color=ORANGE)
-    steps.set_title("outer steps: every one ends with a map, and in training with a grade for it", loc="left", fontsize=12)
+    steps.set_title(
+        "outer steps: every one ends with a map, and in training with a grade for it", loc="left", fontsize=12
+    )
     return figure
 
 
@@ -213,7 +232,8 @@ def draw_backbones() -> plt.Figure:
                 width = 6 * scale
                 top, left = centre[0] // width * width, centre[1] // width * width
                 ax.add_patch(Rectangle((left - 0.5, top - 0.5), width, width, fc="none", ec=color, lw=2.5))
-        ax.set(xlim=(-1, 19.5), ylim=(15.9, -0.9))
+        most = 23.9 if name == "hierarchical" else 15.9
+        ax.set(xlim=(-1, max(most, 19.5)), ylim=(most, -0.9))
         ax.set_xlabel(notes[name])
     return figure
 

@@ -49,6 +49,15 @@ def negative_binomial_log_likelihood(
     Notes
     -----
     One of the additional scores of GenAR (paper 002).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> counts = np.array([[0, 2, 5], [1, 0, 7], [3, 4, 0], [2, 1, 9]])
+    >>> likelihood = st.metrics.negative_binomial_log_likelihood(counts, counts.mean(axis=0) * np.ones_like(counts))
+    >>> likelihood.shape
+    (3,)
     """
     counts, predicted = _counts_and_prediction(counts, predicted)
     dispersion = moment_dispersion(counts) if dispersion is None else np.asarray(dispersion, dtype=np.float64)
@@ -73,6 +82,14 @@ def moment_dispersion(counts: ArrayLike) -> np.ndarray:
     -------
     (variance − mean) / mean² per gene (sample variance), 0 where the variance is below the mean, and 0 for a gene
     without counts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> counts = np.array([[0, 2, 5], [1, 0, 7], [3, 4, 0], [2, 1, 9]])
+    >>> st.metrics.moment_dispersion(counts).round(3).tolist()
+    [0.074, 0.381, 0.351]
     """
     counts, _, _ = pair(counts, counts)
     if len(counts) < 2:
@@ -97,6 +114,14 @@ def zero_scores(counts: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
 
     - ``zero_precision``: share of predicted zeros that are zeros; NaN if none is predicted.
     - ``zero_recall``: share of zeros that are predicted; NaN if there is none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> counts = np.array([[0, 2, 5], [1, 0, 7], [3, 4, 0], [2, 1, 9]])
+    >>> st.metrics.zero_scores(counts, counts)["zero_recall"]
+    1.0
     """
     counts, predicted = _counts_and_prediction(counts, predicted)
     true, pred = (counts == 0).ravel(), (predicted < 0.5).ravel()
@@ -122,6 +147,14 @@ def library_size_correlation(counts: ArrayLike, predicted: ArrayLike) -> float:
     Returns
     -------
     Pearson correlation of the row sums, NaN if one side is constant.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> counts = np.array([[0, 2, 5], [1, 0, 7], [3, 4, 0], [2, 1, 9]])
+    >>> round(st.metrics.library_size_correlation(counts, 2 * counts), 3)
+    1.0
     """
     counts, predicted = _counts_and_prediction(counts, predicted)
     return float(correlation(counts.sum(axis=1, keepdims=True), predicted.sum(axis=1, keepdims=True))[0])

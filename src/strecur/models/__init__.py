@@ -34,6 +34,18 @@ def load_model(path: str | Path) -> DomainModel | ExpressionModel:
         If a file of the folder is missing.
     ValueError
         If the folder was written by a version with another format.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp() + "/my_tissue"
+    >>> model.save(folder)
+    >>> st.load_model(folder).labels
+    ['L1', 'L2', 'L3']
     """
     config, _ = _storage.load_folder(path)
     if config.get("kind") not in KINDS:
