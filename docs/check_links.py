@@ -27,7 +27,7 @@ class Page(HTMLParser):
 
 def broken_links(folder: Path) -> list[str]:
     """Links to files or anchors that do not exist."""
-    pages = {path.resolve(): Page(path) for path in sorted(folder.rglob("*.html"))}
+    pages = {path.resolve(): Page(path) for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts}
     broken = []
     for path, page in pages.items():
         for link in sorted(page.links):
