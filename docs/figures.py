@@ -241,8 +241,8 @@ def draw_backbones() -> plt.Figure:
 def draw_overview(annotated: AnnData, new: AnnData) -> plt.Figure:
     """Annotated sections, the model, a new section with its domains and their confidence."""
     figure = plt.figure(figsize=(13, 3.6))
-    left = [figure.add_axes([0.0 + 0.145 * i, 0.05, 0.135, 0.78]) for i in range(2)]
-    middle = figure.add_axes([0.3, 0.05, 0.22, 0.9])
+    left = [figure.add_axes([0.0 + 0.155 * i, 0.05, 0.15, 0.8]) for i in range(2)]
+    middle = figure.add_axes([0.315, 0.05, 0.2, 0.9])
     right = [figure.add_axes([0.53 + 0.21 * i, 0.05, 0.19, 0.85]) for i in range(2)]
     st.pl.domains(annotated, "domain", library_key="section", ax=left)
     st.pl.domains(new, ax=right[:1])
@@ -253,9 +253,9 @@ def draw_overview(annotated: AnnData, new: AnnData) -> plt.Figure:
             ax.get_legend().remove()
     for extra in figure.axes[5:]:
         extra.remove()
-    figure.text(0.14, 0.97, "sections that you annotated", ha="center", fontsize=13)
+    figure.text(0.15, 0.93, "sections that you annotated", ha="center", fontsize=13)
     bare(middle)
-    middle.set(xlim=(0, 4), ylim=(0, 4))
+    middle.set(xlim=(0, 4), ylim=(1, 4.2))
     box(middle, (2.0, 2.0), (2.0, 1.3), "tiny recursive\nmodel", "#dfe8f3", fontsize=12, weight="bold")
     arrow(middle, (0.1, 2.0), (0.9, 2.0))
     arrow(middle, (3.1, 2.0), (3.9, 2.0))
