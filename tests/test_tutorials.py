@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,20 +16,36 @@ LARGEST = 600_000
 SECONDS_PER_CELL = 900
 
 
+def execute(path, folder):
+    """Run a notebook in a folder and return it."""
+    import nbclient
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=SECONDS_PER_CELL, kernel_name="python3").execute(cwd=str(folder))
+    return notebook
+
+
+@pytest.fixture(scope="module")
+def runs(request, tmp_path_factory):
+    """Run the chosen notebooks, two at a time, with one thread each."""
+    for name in ("nbclient", "ipykernel"):
+        pytest.importorskip(name, reason=f"{name} runs notebooks; the test extra brings it")
+    tests = [item for item in request.session.items if getattr(item, "originalname", "") == "test_tutorial_runs"]
+    chosen = [item.callspec.params["path"] for item in tests]
+    source = str(Path(strecur.__file__).parents[1])
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setenv("PYTHONPATH", os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])]))
+        patch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield {path: pool.submit(execute, path, tmp_path_factory.mktemp(path.stem)) for path in chosen}
+
+
 @pytest.mark.tutorials
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
-def test_tutorial_runs(path, tmp_path, monkeypatch):
-    nbformat = pytest.importorskip("nbformat", reason="the test extra brings nbclient, which runs notebooks")
-    nbclient = pytest.importorskip("nbclient", reason="the test extra brings nbclient, which runs notebooks")
-    pytest.importorskip("ipykernel", reason="the test extra brings ipykernel, in which notebooks run")
-    source = str(Path(strecur.__file__).parents[1])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])]))
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=SECONDS_PER_CELL, kernel_name="python3").execute(cwd=str(tmp_path))
-    drawn = [len(figures(cell)) for cell in notebook.cells]
-    stored = [len(figures(cell)) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
-    assert drawn == stored
+def test_tutorial_runs(path, runs):
+    drawn = [len(figures(cell)) for cell in runs[path].result().cells]
+    assert drawn == [len(figures(cell)) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
