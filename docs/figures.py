@@ -253,10 +253,10 @@ def draw_overview(annotated: AnnData, new: AnnData) -> plt.Figure:
             ax.get_legend().remove()
     for extra in figure.axes[5:]:
         extra.remove()
-    figure.text(0.15, 0.93, "sections that you annotated", ha="center", fontsize=13)
+    figure.text(0.15, 0.99, "sections that you annotated", ha="center", fontsize=13)
     bare(middle)
     middle.set(xlim=(0, 4), ylim=(1, 4.2))
-    box(middle, (2.0, 2.0), (2.0, 1.3), "tiny recursive\nmodel", "#dfe8f3", fontsize=12, weight="bold")
+    box(middle, (2.0, 2.0), (2.1, 1.3), "tiny recursive\nmodel", "#dfe8f3", weight="bold")
     arrow(middle, (0.1, 2.0), (0.9, 2.0))
     arrow(middle, (3.1, 2.0), (3.9, 2.0))
     arrow(middle, (2.6, 2.75), (1.4, 2.75), bend=0.9, color=GREEN)
