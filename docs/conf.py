@@ -154,7 +154,7 @@ def write_formula(self: HTML5Translator, node: nodes.math | nodes.math_block) ->
     """Write a formula as MathML, which browsers show without a script from the network."""
     is_block = isinstance(node, nodes.math_block)
     formula = tex2mathml(node.astext(), as_block=is_block)
-    self.body.append(f'<div class="math">{formula}</div>' if is_block else formula)
+    self.body.append(f'<div style="overflow-x: auto; padding: 0.5em 0">{formula}</div>' if is_block else formula)
     raise nodes.SkipNode
 
 
