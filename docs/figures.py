@@ -37,7 +37,7 @@ def main() -> None:
     save(draw_recursion(), "recursion")
     save(draw_backbones(), "backbones")
     model, new, annotated, judge = train()
-    save(draw_overview(annotated, new), "overview")
+    save(draw_overview(annotated, new), "front")
     save(np.ravel(st.pl.refinement(new))[0].figure, "refinement")
     save(draw_thinking(new), "thinking")
     save(draw_breadth(model, new), "breadth")
