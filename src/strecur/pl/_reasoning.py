@@ -376,7 +376,8 @@ def confidence(
             _draw_distributions(axes[2 * i + 1], values[rows], truths[rows], answers[rows])
     # one scale for all: beside the first row of maps, or between every map and its chart
     for panel in [map_axes[min(len(maps), MAX_COLUMNS) - 1]] if truth is None else map_axes:
-        add_color_bar(panel, mappable, "confidence")
+        # a chart beside it needs the room of the label, which the title gives too
+        add_color_bar(panel, mappable, "confidence" if truth is None else "")
     return finish(axes, show=show)
 
 
