@@ -107,7 +107,7 @@ def test_rule_1_nn_knows_torch_alone():
 
 
 def test_rule_2_engine_knows_neither_anndata_nor_biology():
-    allowed = {"numpy", "tqdm", *TRAINING, *sys.stdlib_module_names}
+    allowed = {"numpy", "safetensors", "tqdm", *TRAINING, *sys.stdlib_module_names}
     assert [
         i for i in imports_of("engine") if i.root not in allowed and not i.is_under("nn", "engine", "_symmetry")
     ] == []

@@ -56,6 +56,32 @@ def open_table(
     return table
 
 
+def find_coordinates(data: AnnData | SpatialData, table: AnnData, spatial_key: str) -> np.ndarray | None:
+    """Return the coordinates of the spots: ``obsm[spatial_key]``, else the centroids of the shapes the table annotates.
+
+    Centroids are in the units of the shapes, as the tables of SpatialData's readers are; a spot without shape has NaN.
+    ``None`` if there is neither.
+    """
+    if spatial_key in table.obsm:
+        return np.asarray(table.obsm[spatial_key], dtype=float)
+    attributes = table.uns.get("spatialdata_attrs")
+    if attributes is None or not hasattr(data, "shapes"):
+        return None
+    regions = table.obs[attributes["region_key"]].astype(str).to_numpy()
+    if not set(regions) <= set(data.shapes):
+        return None
+    instances = table.obs[attributes["instance_key"]].to_numpy()
+    xy = np.full((table.n_obs, 2), np.nan)
+    for region in dict.fromkeys(regions):
+        rows, shapes = np.flatnonzero(regions == region), data.shapes[region]
+        position = shapes.index.get_indexer(instances[rows])
+        centroids = shapes.geometry.centroid
+        centres = np.column_stack([centroids.x, centroids.y])
+        xy[rows[position >= 0]] = centres[position[position >= 0]]
+    logger.info("coordinates are the centroids of the shapes %s", list(dict.fromkeys(regions)))
+    return xy
+
+
 def check_key(key: str) -> str:
     """Refuse a ``key_added`` that SpatialData or h5ad could not store."""
     if not isinstance(key, str) or not LEGAL_KEY.fullmatch(key):

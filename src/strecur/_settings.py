@@ -28,7 +28,7 @@ class Settings:
     """Show one progress bar for training and long computations."""
 
     dataset_dir: Path = field(default_factory=_default_dataset_dir)
-    """Where downloads are cached; the environment variable ``STRECUR_DATA`` sets it."""
+    """Where data sets are looked for and downloads are kept; the environment variable ``STRECUR_DATA`` sets it."""
 
     @contextmanager
     def override(self, **values: object) -> Iterator[Settings]:

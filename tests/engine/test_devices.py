@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from strecur.engine import Augmentation, FitConfig, Section, fit
+from strecur.engine import Augmentation, Checkpoint, FitConfig, Section, checkpoint, fit
 from strecur.engine.fit import deal, make_fabric
 from strecur.nn import TRM, DomainHead, Lattice, SpotNetwork, TRMConfig, WindowedBackbone, WindowedConfig
 
@@ -24,7 +24,7 @@ def section(name: str, size: int) -> Section:
     return Section(name, torch.randn(size**2, 4, generator=generator), Lattice(row, col, (size**2,), "square"), target)
 
 
-def train(devices: int, batch_sections: int) -> tuple[SpotNetwork, list[dict[str, float]]]:
+def train(devices: int, batch_sections: int, folder: str | None = None) -> tuple[SpotNetwork, list[dict[str, float]]]:
     torch.manual_seed(0)
     body = WindowedBackbone(WindowedConfig(width=16, n_heads=2, window=4, n_global=1))
     network = SpotNetwork(4, TRM(body, TRMConfig(n_latent=1, n_deep=2)), DomainHead(16, 2), halting=None)
@@ -36,8 +36,28 @@ def train(devices: int, batch_sections: int) -> tuple[SpotNetwork, list[dict[str
         augment=Augmentation(max_shift=2),
         seed=0,
         progress=False,
+        checkpoint=None if folder is None else Checkpoint(folder, {}),
     )
     return network, history
+
+
+def crash_and_resume(folder: str) -> SpotNetwork:
+    """Let all processes crash in the third epoch, and train again with the same call."""
+    checkpoint.SECONDS_BETWEEN = 0
+    steps, original = [], SpotNetwork.training_step
+
+    def crashing(self: SpotNetwork, *arguments: object) -> object:
+        steps.append(1)
+        if len(steps) == 10:  # two sections for each process, two steps of each: four an epoch
+            raise InterruptedError
+        return original(self, *arguments)
+
+    SpotNetwork.training_step = crashing
+    with pytest.raises(InterruptedError):
+        train(devices=2, batch_sections=1, folder=folder)
+    network, _ = train(devices=2, batch_sections=1, folder=folder)
+    assert len(steps) == 10 + 8
+    return network
 
 
 def main(folder: str) -> None:
@@ -47,13 +67,14 @@ def main(folder: str) -> None:
     torch.save(network.state_dict(), f"{folder}/weights{rank}.pt")
     with open(f"{folder}/history{rank}.json", "w") as file:  # noqa: PTH123
         json.dump(history, file)
+    torch.save(crash_and_resume(f"{folder}/checkpoint").state_dict(), f"{folder}/resumed{rank}.pt")
 
 
 def test_two_processes_learn_what_one_does_with_both_sections_in_its_batch(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, __file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     network, history = train(devices=1, batch_sections=2)
     for rank in (0, 1):
@@ -62,6 +83,9 @@ def test_two_processes_learn_what_one_does_with_both_sections_in_its_batch(tmp_p
             torch.testing.assert_close(weights[name], expected, atol=1e-5, rtol=1e-4, msg=f"{name} of process {rank}")
         other = json.loads((tmp_path / f"history{rank}.json").read_text())
         assert [r["train_loss"] for r in other] == pytest.approx([r["train_loss"] for r in history], abs=1e-5)
+        # both go on from the checkpoint that one of them wrote
+        resumed = torch.load(tmp_path / f"resumed{rank}.pt")
+        assert all(torch.equal(resumed[name], value) for name, value in weights.items())
     # two sections of different size pull at different weights: one of them alone leads elsewhere
     alone, _ = train(devices=1, batch_sections=1)
     assert not torch.allclose(alone.head.linear.weight, network.head.linear.weight, atol=1e-3)

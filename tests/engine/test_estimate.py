@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -73,6 +75,13 @@ def test_memory_of_larger_sections_and_of_mixed_precision(training):
     for mixed, side in ((False, 48), (True, 32)):
         task = Task(TRM, WindowedConfig(), N_FEATURES, 7, "hex", training=training, mixed=mixed)
         assert memory(task, side**2) == pytest.approx(measured(task, side), rel=0.3)
+
+
+def test_on_the_processor_the_system_counts_more():
+    for training in (True, False):
+        task = Task(TRM, WindowedConfig(), N_FEATURES, 7, "hex", training=training)
+        on_cpu = replace(task, on_cpu=True)
+        assert memory(task, 1000) < memory(on_cpu, 1000) < 1.3 * memory(task, 1000) + 50e6
 
 
 def test_what_costs_more_is_said_to_cost_more():

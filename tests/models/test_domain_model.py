@@ -90,11 +90,12 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path):
 def test_a_failed_save_leaves_the_old_model(saved, monkeypatch):
     model, path = saved
 
-    def full_disk(*args: object) -> None:
+    def full_disk(path: Path, data: bytes) -> None:
+        path.write_bytes(data[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("strecur.models._storage.write_through", full_disk)
+    with pytest.raises(OSError, match="No space left .*the model that was there is kept"):
         make_model().save(path, overwrite=True)
     assert st.load_model(path).id == model.id
     assert [p.name for p in path.parent.iterdir()] == ["model"]

@@ -227,10 +227,33 @@ def test_large_file_names_the_command_that_makes_it_readable(tmp_path, monkeypat
     monkeypatch.setattr(_images, "MAX_DECODED_PIXELS", 2000)
     path = save(tmp_path / "large.png", PIXELS)
     with (
-        warnings.catch_warnings(action="ignore"),
+        warnings.catch_warnings(action="error"),
         pytest.raises(ValueError, match=r"60 × 40 pixels.*vips tiffsave large\.png large\.tif --tile --pyramid"),
     ):
         open_image(path, label="large")
+
+
+def test_a_tiff_in_one_piece_that_is_too_large_is_refused_and_tiles_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(_images, "MAX_DECODED_PIXELS", 2000)
+    whole = save(tmp_path / "whole.tif", PIXELS, rowsperstrip=40, photometric="rgb", compression="zlib")
+    with pytest.raises(
+        ValueError, match=r"60 × 40 pixels in one piece.*vips tiffsave whole\.tif whole_tiled\.tif --tile"
+    ):
+        open_image(whole, label="whole")
+    for options in ({"tile": (32, 32)}, {"rowsperstrip": 8}, {"planarconfig": "separate", "rowsperstrip": 8}):
+        pixels = np.moveaxis(PIXELS, -1, 0) if "planarconfig" in options else PIXELS
+        path = save(tmp_path / "parts.tif", pixels, photometric="rgb", compression="zlib", **options)
+        np.testing.assert_array_equal(read(path), PIXELS)
+
+
+def test_a_tiff_that_claims_more_pixels_than_a_slide_has_is_refused(tmp_path):
+    """Width and height are overwritten in the file, as no such image can be written."""
+    path = save(tmp_path / "huge.tif", PIXELS, tile=(32, 32), photometric="rgb")
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        tif.pages[0].tags["ImageWidth"].overwrite(1_000_000, dtype="I")
+        tif.pages[0].tags["ImageLength"].overwrite(1_000_000, dtype="I")
+    with pytest.raises((ValueError, OSError), match=r"huge\.tif (claims 1000000 × 1000000|cannot be read)"):
+        open_image(path, label="huge")
 
 
 def test_limit_of_pillow_is_as_before(tmp_path):

@@ -1,7 +1,11 @@
-"""Data to try things on, made up rather than downloaded."""
+"""Data to try things on: made up, or public and kept in a folder; nothing is downloaded before it is asked for."""
 
 from __future__ import annotations
 
+from strecur.datasets._dlpfc import dlpfc
+from strecur.datasets._her2st import her2st
+from strecur.datasets._mob import mob
+from strecur.datasets._protocols import read_genes, read_split
 from strecur.datasets._synthetic import synthetic_sections
 
-__all__ = ["synthetic_sections"]
+__all__ = ["dlpfc", "her2st", "mob", "read_genes", "read_split", "synthetic_sections"]

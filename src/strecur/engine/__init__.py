@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from strecur.engine.checkpoint import Checkpoint
 from strecur.engine.data import Augmentation, Section, collate
 from strecur.engine.deform import HistAugmentation
 from strecur.engine.fit import FitConfig, fit
@@ -10,6 +11,7 @@ from strecur.engine.restarts import combine
 
 __all__ = [
     "Augmentation",
+    "Checkpoint",
     "FitConfig",
     "HistAugmentation",
     "Inference",

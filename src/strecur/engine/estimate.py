@@ -1,7 +1,8 @@
 """How much memory and time a run will take, told from configurations before anything is computed.
 
 Memory counts the values that a spot needs: in training what is kept for the gradient of one outer step, in prediction
-the states and the widest layer. Constants are measured with the allocator of torch, on the networks of this package.
+the states and the widest layer. Constants are measured with the allocator of torch, on the networks of this package; on
+the processor the system counts more, as benchmarks/memory.py shows.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ MIXED = {"training": 0.57, "prediction": 0.65}
 EFFICIENCY = {"training": 0.3, "prediction": 0.4}
 COPIES_OF_WEIGHTS = 5  # weights, average, two moments, and gradients or the best weights of a validation
 FLOAT = 4
+# On the processor memory that was given back stays, in pieces that the next layer cannot use.
+HEAP = {"training": 1.3, "prediction": 1.0}
+AT_FIRST_USE = 30e6  # bytes that libraries take on the processor when they begin to compute
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Task:
         Whether gradients are wanted.
     mixed
         Whether matrix products are in half precision.
+    on_cpu
+        Whether to count what the system does on the processor, beyond the values themselves.
     """
 
     recursion: Recursion
@@ -63,6 +69,7 @@ class Task:
     layout: str
     training: bool
     mixed: bool = False
+    on_cpu: bool = False
 
     @property
     def phase(self) -> str:
@@ -72,6 +79,12 @@ class Task:
 
 def memory(task: Task, n_spots: int, n_views: int = 1) -> float:
     """Bytes at the peak of a step on ``n_spots`` spots together, in as many views."""
+    found = bytes_of_values(task, n_spots, n_views)
+    return HEAP[task.phase] * found + AT_FIRST_USE if task.on_cpu else found
+
+
+def bytes_of_values(task: Task, n_spots: int, n_views: int) -> float:
+    """Bytes that torch holds at the peak."""
     width, n_outputs, shape = task.backbone.width, task.n_outputs, (task.backbone, task.layout)
     if task.training:
         kept = n_calls(task.recursion) * layer_passes(task.backbone) * values_kept(*shape)

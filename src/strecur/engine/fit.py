@@ -5,6 +5,7 @@ import math
 import os
 import time
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,11 +15,13 @@ from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 from tqdm.auto import tqdm
 
+from strecur.engine.checkpoint import TrainingState, describe_run
 from strecur.engine.data import Section, collate, require_spots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from strecur.engine.checkpoint import Checkpoint
     from strecur.nn import Batch
 
 logger = logging.getLogger("strecur")
@@ -146,6 +149,7 @@ def fit(
     seed: int,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     progress: bool = True,
+    checkpoint: Checkpoint | None = None,
 ) -> list[dict[str, float]]:
     """Train ``network`` in place by deep supervision; leave the averaged (with ``validate``: the best) weights in it.
 
@@ -173,6 +177,9 @@ def fit(
         Scores the averaged weights; the first value is maximised. Without it the last averaged weights are kept.
     progress
         Show a progress bar over epochs.
+    checkpoint
+        Where the state is written after epochs; if it is there already, training goes on from it to the same weights,
+        to the bit on a CPU. ``None`` writes nothing.
 
     Returns
     -------
@@ -181,12 +188,18 @@ def fit(
     require_spots(sections)
     order = torch.Generator().manual_seed(seed)
     average = MovingAverage(network.to(fabric.device), config.ema)
-    stepper, optimizer = fabric.setup(Stepper(network), make_optimizer(network, config))
-    keeper = BestWeights(config.patience)
+    optimizer, keeper = make_optimizer(network, config), BestWeights(config.patience)
     n_batches = len(deal(sections, config, fabric, generator=torch.Generator()))
     clock = Clock(planned=config.max_epochs * n_batches, minutes=config.max_minutes, agree=fabric.broadcast)
     history: list[dict[str, float]] = []
-    bar = tqdm(range(1, config.max_epochs + 1), disable=not progress, desc="training", unit="epoch")
+    state = TrainingState(network, average, optimizer, order, clock, keeper, history)
+    if checkpoint is not None:
+        checkpoint.begin(state, describe_run(network, sections, config, augment, seed, fabric), fabric)
+    stepper, optimizer = fabric.setup(Stepper(network), optimizer)
+    first, last = len(history) + 1, len(history) if state.is_over else config.max_epochs
+    bar = tqdm(
+        range(first, last + 1), initial=first - 1, total=last, disable=not progress, desc="training", unit="epoch"
+    )
     try:
         for epoch in bar:
             losses = []
@@ -194,14 +207,16 @@ def fit(
                 draw = augment.at(clock.share_done) if hasattr(augment, "at") else augment
                 generators = [visit_generator(seed, epoch, section) for section in chosen]
                 batch = collate(list(map(draw, chosen, generators)), fabric.device)
-                visit = Visit(network, batch, config.n_steps, generators[0])
-                for step in range(config.n_steps):
-                    rate = learning_rate(clock.done * config.n_steps + step + 1, clock.planned * config.n_steps, config)
-                    loss = stepper(visit)
-                    require_finite(loss, epoch, step, chosen)
-                    descend(stepper, optimizer, loss, rate, config, fabric)
-                    average.update(network)
-                    losses.append(loss.detach())
+                with random_state_of(generators[0], fabric.device):
+                    visit = Visit(network, batch, config.n_steps, generators[0])
+                    for step in range(config.n_steps):
+                        done, planned = clock.done * config.n_steps + step + 1, clock.planned * config.n_steps
+                        rate = learning_rate(done, planned, config)
+                        loss = stepper(visit)
+                        require_finite(loss, epoch, step, chosen)
+                        descend(stepper, optimizer, loss, rate, config, fabric)
+                        average.update(network)
+                        losses.append(loss.detach())
                 clock.tick()
                 if clock.finished:
                     break
@@ -211,7 +226,9 @@ def fit(
                 record |= keeper.judge(network, average, validate)
             history.append(record)
             bar.set_postfix({k: f"{v:.3f}" for k, v in record.items() if k not in {"epoch", "seconds"}})
-            if clock.finished or keeper.exhausted:
+            if checkpoint is not None:
+                checkpoint.update(state, fabric)
+            if state.is_over:
                 break
     except KeyboardInterrupt:
         logger.warning("training interrupted after %d epochs; the model so far is kept", len(history))
@@ -228,6 +245,7 @@ class Visit:
 
     def __init__(self, network: nn.Module, batch: Batch, n_steps: int, generator: torch.Generator) -> None:
         self.batch, self.generator = batch, generator
+        network.train()  # a validation in between switched dropout off
         self.carry = network.training_start(batch, n_steps, generator)
 
 
@@ -247,6 +265,18 @@ class Stepper(nn.Module):
 def visit_generator(seed: int, epoch: int, section: Section) -> torch.Generator:
     """Random stream of one visit of a section; it does not depend on the process or the batch."""
     return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{epoch}/{section.name}".encode()))
+
+
+@contextmanager
+def random_state_of(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Let dropout, which draws from the global random state, depend on the visit alone; leave that state as it was."""
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        own_seed = generator.initial_seed() + 2**32  # that of no visit
+        torch.default_generator.manual_seed(own_seed)
+        if on_cuda:
+            torch.cuda.manual_seed(own_seed)
+        yield
 
 
 def deal(
@@ -331,6 +361,10 @@ class BestWeights:
     def exhausted(self) -> bool:
         return self.failures >= self.patience
 
+    def keep(self, network: nn.Module) -> None:
+        """Copy the weights."""
+        self.weights = MovingAverage(network, decay=0.0)
+
     def judge(
         self, network: nn.Module, average: MovingAverage, validate: Callable[[nn.Module], dict[str, float]]
     ) -> dict[str, float]:
@@ -340,7 +374,8 @@ class BestWeights:
         scores = validate(network)
         score = next(iter(scores.values()))
         if score > self.best:
-            self.best, self.failures, self.weights = score, 0, MovingAverage(network, decay=0.0)
+            self.best, self.failures = score, 0
+            self.keep(network)
         else:
             self.failures += 1
         raw.copy_to(network)

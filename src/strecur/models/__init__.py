@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from strecur.models import _storage
+from strecur.models._storage import ModelFolderError
 from strecur.models.domain import DomainModel
 from strecur.models.expression import ExpressionModel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["DomainModel", "ExpressionModel", "load_model"]
+__all__ = ["DomainModel", "ExpressionModel", "ModelFolderError", "load_model"]
 
 KINDS = {"domains": DomainModel, "expression": ExpressionModel}
 
@@ -30,10 +31,9 @@ def load_model(path: str | Path) -> DomainModel | ExpressionModel:
 
     Raises
     ------
-    FileNotFoundError
-        If a file of the folder is missing.
-    ValueError
-        If the folder was written by a version with another format.
+    ModelFolderError
+        If the folder is damaged, incomplete, of another format, or no model. It is a ``ValueError``, and a
+        ``FileNotFoundError`` too if a file is missing.
 
     Examples
     --------
@@ -47,8 +47,5 @@ def load_model(path: str | Path) -> DomainModel | ExpressionModel:
     >>> st.load_model(folder).labels
     ['L1', 'L2', 'L3']
     """
-    config, _ = _storage.load_folder(path)
-    if config.get("kind") not in KINDS:
-        msg = f"{path} holds a model of unknown kind {config.get('kind')!r}; this version knows {sorted(KINDS)}"
-        raise ValueError(msg)
-    return KINDS[config["kind"]].load(path)
+    kind = _storage.read_config(_storage.find_folder(path))["kind"]
+    return KINDS[kind].load(path)

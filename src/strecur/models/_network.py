@@ -142,4 +142,6 @@ def network_from_saved(
     network = build_network(n_features, architecture, backbone, head, n_outputs, halting=values["halting"], seed=0)
     state = {k.removeprefix(PREFIX): torch.from_numpy(v) for k, v in arrays.items() if k.startswith(PREFIX)}
     network.load_state_dict(state)
+    if isinstance(network, CountNetwork):
+        network.head.set_order(state["head.order_G"])  # refuses what is none
     return {"network": network, "architecture": architecture, "backbone": backbone, "halting": values["halting"]}

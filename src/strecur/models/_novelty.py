@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -39,9 +40,13 @@ class FamiliarSections:
         """
         if len(self.means_SP) < 2:
             return np.nan
-        between = np.mean([self.distance(a, b) for a, b in combinations(self.means_SP, 2)])
         nearest = min(self.distance(values_NP.mean(axis=0), mean) for mean in self.means_SP)
-        return float(nearest / max(between, 1e-12))
+        return float(nearest / max(self.between, 1e-12))
+
+    @cached_property
+    def between(self) -> float:
+        """Mean distance between two training sections, of which there may be thousands of pairs."""
+        return float(np.mean([self.distance(a, b) for a, b in combinations(self.means_SP, 2)]))
 
     def distance(self, a_P: np.ndarray, b_P: np.ndarray) -> float:
         """Root mean square difference of two means, in standard deviations of the spots."""

@@ -126,6 +126,13 @@ class DomainModel:
             Folder to make.
         overwrite
             Replace a model that is there.
+
+        Raises
+        ------
+        FileExistsError
+            If there is a model and it is not to be replaced, or something else.
+        OSError
+            If the folder cannot be written; a model that was there is kept.
         """
         features, arrays = features_to_saved(self.features)
         network, weights = network_to_saved(self.network, self.architecture, self.backbone, self.halting)
@@ -159,6 +166,11 @@ class DomainModel:
         Returns
         -------
         The model.
+
+        Raises
+        ------
+        ModelFolderError
+            If the folder is damaged, incomplete, of another kind or format, or no model.
         """
         config, arrays = load_folder(path, "domains")
         features = features_from_saved(config["features"], arrays)

@@ -192,6 +192,13 @@ class ExpressionModel:
             Folder to make.
         overwrite
             Replace a model that is there.
+
+        Raises
+        ------
+        FileExistsError
+            If there is a model and it is not to be replaced, or something else.
+        OSError
+            If the folder cannot be written; a model that was there is kept.
         """
         features, arrays = features_to_saved(self.features)
         config = {
@@ -226,6 +233,11 @@ class ExpressionModel:
         Returns
         -------
         The model.
+
+        Raises
+        ------
+        ModelFolderError
+            If the folder is damaged, incomplete, of another kind or format, or no model.
         """
         config, arrays = load_folder(path, "expression")
         features = features_from_saved(config["features"], arrays)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from strecur._anndata import check_key, logger, open_table, read_sections, require, write
+from strecur._anndata import check_key, find_coordinates, logger, open_table, read_sections, require, write
 from strecur.pp._lattice import MIN_SPOTS, Placement, fit_lattice, likely_layout, place_cells, place_few
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def to_grid(
         (cells; array coordinates are ignored) or ``"auto"``. With array coordinates, auto means hex where ``row + col``
         has one parity in every section and rows are as far apart as on a hex lattice, and square otherwise.
     spatial_key
-        Key of the coordinates (x, y) in ``obsm``, spots × 2, in any unit.
+        Key of the coordinates (x, y) in ``obsm``, spots × 2, in any unit. In a SpatialData whose table has none, they
+        are the centroids of the shapes that the table annotates.
     cells_per_pitch
         Sites per typical distance between irregular cells, at least 1; below 1.5 some cells have to move far.
     key_added
@@ -85,6 +86,8 @@ def to_grid(
 
     ``obsm[key_added]``
         int32, spots × 2: row and column. Array coordinates keep their origin, others start at 0 in each section.
+    ``obsm[spatial_key]``
+        float64, spots × 2: the centroids, if that is where the coordinates came from.
     ``uns[key_added]["layout"]``
         ``"hex"``, ``"square"`` or ``"irregular"``. ST arrays of 2,000 spots, whose staggered rows form a square lattice
         turned by 45 degrees, are ``"square"`` and use every other site.
@@ -124,11 +127,12 @@ def to_grid(
     _check_options(layout, cells_per_pitch)
     sections = read_sections(table, library_key)
     _check_names(sections.names)
+    xy = find_coordinates(adata, table, spatial_key)
     array = None if layout == "irregular" else _read_array(table)
     if array is not None:
-        lattice = _from_array(table, array, sections, library_key=library_key, layout=layout, spatial_key=spatial_key)
+        lattice = _from_array(table, array, xy, sections, library_key=library_key, layout=layout)
     else:
-        xy = _read_coordinates(table, spatial_key)
+        _check_coordinates(table, xy, spatial_key)
         _check_overlap(table, xy, sections, library_key=library_key, what="coordinates")
         lattice = _from_coordinates(xy, sections, layout=layout, cells_per_pitch=cells_per_pitch)
     _report(lattice, cells_per_pitch)
@@ -141,7 +145,8 @@ def to_grid(
         "spacing": lattice.sections["spacing"].to_dict(),
         "sections": lattice.sections,
     }
-    write(table, obsm={key_added: _to_int32(lattice.sites)}, uns={key_added: record})
+    found = {} if xy is None or spatial_key in table.obsm else {spatial_key: xy}
+    write(table, obsm={key_added: _to_int32(lattice.sites), **found}, uns={key_added: record})
     return table if copy else None
 
 
@@ -175,9 +180,9 @@ def _read_array(adata: AnnData) -> np.ndarray | None:
     return np.rint(sites).astype(np.int64)
 
 
-def _read_coordinates(adata: AnnData, spatial_key: str) -> np.ndarray:
-    require(adata.obsm, spatial_key, where="obsm", hint="spatial_key names the coordinates (x, y) of the spots")
-    xy = np.asarray(adata.obsm[spatial_key], dtype=float)
+def _check_coordinates(adata: AnnData, xy: np.ndarray | None, spatial_key: str) -> None:
+    if xy is None:
+        require(adata.obsm, spatial_key, where="obsm", hint="spatial_key names the coordinates (x, y) of the spots")
     if xy.ndim != 2 or xy.shape[1] != 2:
         msg = f"adata.obsm[{spatial_key!r}] has shape {xy.shape}; expected spots × 2 (x, y), so choose two columns"
         raise ValueError(msg)
@@ -188,7 +193,6 @@ def _read_coordinates(adata: AnnData, spatial_key: str) -> np.ndarray:
             f"leave them out first: adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)]"
         )
         raise ValueError(msg)
-    return xy
 
 
 def _check_overlap(
@@ -232,11 +236,17 @@ def _suggest(columns: list[str], library_key: str | None) -> str:
 
 
 def _from_array(
-    adata: AnnData, array: np.ndarray, sections: Sections, *, library_key: str | None, layout: str, spatial_key: str
+    adata: AnnData,
+    array: np.ndarray,
+    xy: np.ndarray | None,
+    sections: Sections,
+    *,
+    library_key: str | None,
+    layout: str,
 ) -> Lattice:
     """Keep array coordinates; coordinates of the spots serve to tell the layout and to measure."""
     _check_overlap(adata, array, sections, library_key=library_key, what="array coordinates")
-    xy = np.asarray(adata.obsm[spatial_key], dtype=float) if spatial_key in adata.obsm else np.full(array.shape, np.nan)
+    xy = np.full(array.shape, np.nan) if xy is None else xy
     rows = [sections.rows(name) for name in sections.names]
     fits = [_fit_affine(array[r], xy[r]) for r in rows]
     staggered = all(len(np.unique(array[r].sum(axis=1) % 2)) == 1 for r in rows)

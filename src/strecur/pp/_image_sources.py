@@ -15,7 +15,10 @@ import numpy as np
 from strecur.pp._images import SectionImage, open_image
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
+    from geopandas import GeoDataFrame
     from spatialdata import SpatialData
 
     from strecur._anndata import Sections
@@ -24,6 +27,9 @@ VISIUM_PITCH_UM = 100.0
 """Distance between the centres of neighbouring Visium spots."""
 
 CHECKSUM_BYTES = 65_536
+
+FEW = 500
+"""So many spots tell in which units all coordinates are."""
 
 VISIUM_SPOT_UM = 65.0
 """What Space Ranger's ``spot_diameter_fullres`` spans (not the 55 µm of the printed spot)."""
@@ -151,7 +157,9 @@ def _from_uns(table: AnnData, name: str, *, alone: bool, elements: list[str]) ->
     if not scales:
         msg = (
             f"adata.uns['spatial'][{name!r}] has no image with a scale factor; there are the images {list(images)} "
-            f"and the scale factors {list(factors)}. Pass image=..."
+            f"and the scale factors {list(factors)}"
+            + (f", and the image elements {elements}" * bool(elements))
+            + ". Pass image=..."
         )
         raise KeyError(msg)
     best = max(scales, key=scales.__getitem__)
@@ -160,18 +168,7 @@ def _from_uns(table: AnnData, name: str, *, alone: bool, elements: list[str]) ->
 
 def _from_element(sdata: SpatialData, table: AnnData, element: str, rows: np.ndarray) -> ImageSource:
     """Take an image element and SpatialData's transformation from the spots to its pixels."""
-    from spatialdata.transformations import get_transformation_between_coordinate_systems
-
-    spots: object = "global"
-    attributes = table.uns.get("spatialdata_attrs")
-    if attributes is not None:
-        regions = table.obs[attributes["region_key"]].iloc[rows].astype(str).unique()
-        if len(regions) > 1:
-            msg = f"the spots of image {element!r} belong to several regions, {list(regions)}; pass library_key"
-            raise ValueError(msg)
-        spots = sdata[regions[0]]
-    transformation = get_transformation_between_coordinate_systems(sdata, spots, sdata.images[element])
-    matrix = np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")))
+    matrix = _to_pixels(_frame(sdata, table, element, rows), sdata.images[element], element)
     scale = matrix[0, 0]
     if scale <= 0 or not np.allclose(matrix[:2, :2], scale * np.eye(2), rtol=0.01, atol=0.01 * abs(scale)):
         msg = (
@@ -180,6 +177,70 @@ def _from_element(sdata: SpatialData, table: AnnData, element: str, rows: np.nda
         )
         raise ValueError(msg)
     return ImageSource(f"images[{element!r}]", sdata.images[element], float(scale), tuple(matrix[:2, 2]))
+
+
+def _frame(sdata: SpatialData, table: AnnData, element: str, rows: np.ndarray) -> object:
+    """Return the element in whose units the coordinates of some spots are; ``None`` if the table annotates none."""
+    attributes = table.uns.get("spatialdata_attrs")
+    if attributes is None:
+        return None
+    regions = table.obs[attributes["region_key"]].iloc[rows].astype(str).unique()
+    if len(regions) > 1:
+        msg = f"the spots of image {element!r} belong to several regions, {list(regions)}; pass library_key"
+        raise ValueError(msg)
+    region = sdata[regions[0]]
+    if regions[0] not in sdata.labels or "spatial" not in table.obsm:
+        return region
+    # Cells of Xenium annotate labels, in pixels, but their coordinates are in µm, as their outlines are.
+    rows = rows[:: max(1, len(rows) // FEW)]
+    few, xy = table.obs.iloc[rows], np.asarray(table.obsm["spatial"], dtype=float)[rows, :2]
+    if _lie_on_labels(region, few[attributes["instance_key"]].to_numpy(), xy):
+        return region
+    for shapes in sdata.shapes.values():
+        if any(_lie_at_shapes(shapes, names, xy) for names in (few.index, *(few[c].to_numpy() for c in few))):
+            return shapes
+    msg = (
+        f"the units of obsm['spatial'] are unknown: the spots annotate the labels {regions[0]!r}, but do not lie on "
+        f"them, nor at the shapes {list(sdata.shapes)}; give the image as an array or path, with image_scale"
+    )
+    raise ValueError(msg)
+
+
+def _lie_on_labels(labels: object, instances: np.ndarray, xy: np.ndarray) -> bool:
+    """Tell whether labels have the numbers of the spots where the spots are."""
+    level = next(iter(labels["scale0"].data_vars.values())) if hasattr(labels, "children") else labels
+    col, row = np.floor(xy).astype(int).T
+    inside = (row >= 0) & (col >= 0) & (row < level.shape[0]) & (col < level.shape[1])
+    if 2 * inside.sum() < len(xy):
+        return False
+    found = level.data.vindex[row[inside], col[inside]].compute()
+    return bool(np.mean(found == instances[inside]) > 0.5)
+
+
+def _lie_at_shapes(shapes: GeoDataFrame, names: Sequence, xy: np.ndarray) -> bool:
+    """Tell whether shapes of these names lie at these coordinates."""
+    position = shapes.index.get_indexer(names)
+    known = np.flatnonzero(position >= 0)
+    if 2 * len(known) < len(names):
+        return False
+    centroids = shapes.geometry.iloc[position[known]].centroid
+    away = np.linalg.norm(np.column_stack([centroids.x, centroids.y]) - xy[known], axis=1)
+    return bool(np.median(away) <= 0.05 * np.ptp(xy[known], axis=0).max())
+
+
+def _to_pixels(frame: object, image: object, element: str) -> np.ndarray:
+    """Return the affine map (3 × 3, of x and y) from the units of an element to the pixels of an image."""
+    from spatialdata.transformations import Identity, get_transformation
+
+    axes = ("x", "y"), ("x", "y")
+    spots = {"global": Identity()} if frame is None else get_transformation(frame, get_all=True)
+    pixels = get_transformation(image, get_all=True)
+    # Readers put both into several systems, which say the same.
+    shared = next((system for system in pixels if system in spots), None)
+    if shared is None:
+        msg = f"image {element!r} is in the coordinate systems {list(pixels)}, the spots are in {list(spots)}"
+        raise ValueError(msg)
+    return np.linalg.inv(pixels[shared].to_affine_matrix(*axes)) @ spots[shared].to_affine_matrix(*axes)
 
 
 def read_mpp(table: AnnData, name: str, rows: np.ndarray, coordinates: np.ndarray, *, alone: bool) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".qptiff"}
 MAX_DECODED_PIXELS = 500_000_000
 """A JPEG or PNG must be decoded whole (3 bytes per pixel); larger ones have to be tiled TIFFs."""
+
+MAX_SLIDE_PIXELS = 40_000_000_000
+"""No scanner makes larger slides; a file may claim anything."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +150,30 @@ def _open_tiff(path: Path) -> SectionImage:
     if axes not in {"YX", "YXC", "CYX"}:
         msg = f"{path.name} has axes {series.axes} of shape {series.shape}; expected rows, columns and channels"
         raise ValueError(msg)
-    image = _from_levels(path.name, levels, channel_axis=axes.find("C") if "C" in axes else None)
+    try:
+        _require_readable(path, levels, series.axes)
+        image = _from_levels(path.name, levels, channel_axis=axes.find("C") if "C" in axes else None)
+    except ValueError:
+        file.close()
+        raise
     return replace(image, file=file)
+
+
+def _require_readable(path: Path, levels: tuple, axes: str) -> None:
+    """Refuse a TIFF with more pixels than a slide has, or whose parts are too large to be decoded one by one."""
+    for level in levels:
+        sizes = dict(zip(axes, zip(level.shape, level.chunks, strict=True), strict=True))
+        (n_rows, part_rows), (n_cols, part_cols) = sizes["Y"], sizes["X"]
+        if n_rows * n_cols > MAX_SLIDE_PIXELS:
+            msg = f"{path.name} claims {n_cols} × {n_rows} pixels; no slide is larger than {MAX_SLIDE_PIXELS:,}"
+            raise ValueError(msg)
+        if part_rows * part_cols > MAX_DECODED_PIXELS:
+            msg = (
+                f"{path.name} stores {part_cols} × {part_rows} pixels in one piece, which must be decoded whole, and "
+                f"at most {MAX_DECODED_PIXELS:,} are. Cut it into tiles: "
+                f"vips tiffsave {path.name} {path.stem}_tiled.tif --tile --pyramid --compression jpeg"
+            )
+            raise ValueError(msg)
 
 
 def _element_levels(element: object) -> tuple:
@@ -223,13 +249,19 @@ class _PillowArray:
 
 @contextmanager
 def _pillow(path: Path) -> Iterator[Image.Image]:
-    """Open a file with Pillow's size limit raised to ours; ``_open_pillow`` checks the size before any decoding."""
+    """Open a file with Pillow's size limit raised to ours; ``_open_pillow`` checks the size before any decoding.
+
+    Pillow warns from its limit on, and refuses from twice that on; the check refuses all, so that nobody is warned.
+    """
     from PIL import Image, UnidentifiedImageError
 
     before = Image.MAX_IMAGE_PIXELS
     try:
         Image.MAX_IMAGE_PIXELS = MAX_DECODED_PIXELS
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
             yield image
     except UnidentifiedImageError as error:
         msg = f"{path.name} is not an image, or in a format that cannot be read"

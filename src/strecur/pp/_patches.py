@@ -159,7 +159,7 @@ def embed_patches(
     table = _anndata.open_table(adata, table_key=table_key, copy=copy)
     key = _anndata.check_key(key_added)
     sections = _anndata.read_sections(table, library_key)
-    coordinates = read_coordinates(table, spatial_key)
+    coordinates = read_coordinates(adata, table, spatial_key)
     sources = find_images(adata, table, image, sections, image_scale=image_scale)
     jobs = []
     for name, source in sources.items():

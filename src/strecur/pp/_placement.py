@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from anndata import AnnData
+    from spatialdata import SpatialData
 
     from strecur.pp._images import SectionImage
 
@@ -65,10 +66,11 @@ class PatchPlan:
         return int((~self.inside).sum()) - self.n_missing
 
 
-def read_coordinates(table: AnnData, spatial_key: str) -> np.ndarray:
+def read_coordinates(data: AnnData | SpatialData, table: AnnData, spatial_key: str) -> np.ndarray:
     """Read spot coordinates (x, y); missing ones are NaN."""
-    _anndata.require(table.obsm, spatial_key, where="obsm", hint="spatial_key names the spot coordinates")
-    coordinates = np.asarray(table.obsm[spatial_key], dtype=float)
+    coordinates = _anndata.find_coordinates(data, table, spatial_key)
+    if coordinates is None:
+        _anndata.require(table.obsm, spatial_key, where="obsm", hint="spatial_key names the spot coordinates")
     if coordinates.ndim != 2 or coordinates.shape[1] < 2:
         msg = f"adata.obsm[{spatial_key!r}] has shape {coordinates.shape}; expected spots × 2"
         raise ValueError(msg)

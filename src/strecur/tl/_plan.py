@@ -60,7 +60,14 @@ def plan_training(
         return None
     device = find_device(accelerator)
     task = estimate.Task(
-        architecture, backbone, n_features, n_outputs, layout, training=True, mixed=is_mixed(precision, device)
+        architecture,
+        backbone,
+        n_features,
+        n_outputs,
+        layout,
+        training=True,
+        mixed=is_mixed(precision, device),
+        on_cpu=device.type == "cpu",
     )
     name = check_dense_size(backbone, sizes)
     free = USABLE * estimate.available_memory(device)
@@ -111,6 +118,7 @@ def check_prediction(
         layout,
         training=False,
         mixed=is_mixed(precision, device),
+        on_cpu=device.type == "cpu",
     )
     name = check_dense_size(model.backbone, sizes)
     free = USABLE * estimate.available_memory(device)

@@ -28,6 +28,7 @@ from strecur.models._network import (
 )
 from strecur.models.linear import fit_linear_domains
 from strecur.nn import DomainHead
+from strecur.tl._checkpoint import open_checkpoint
 from strecur.tl._checks import check_halting
 from strecur.tl._hist import EPOCHS, OPTIMISATION, hist_augmentation, hist_network, is_hist
 from strecur.tl._labels import encode_labels, keep_trained_labels
@@ -37,6 +38,7 @@ from strecur.tl._uncertainty import calibrate_on
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -65,6 +67,7 @@ def train_domains(
     validation: Literal["auto"] | str | Sequence[str] | None = "auto",
     max_epochs: int | None = None,
     max_minutes: float | None = None,
+    checkpoint: str | Path | None = None,
     augmentation: Augmentation | None = None,
     rng: int = 0,
     accelerator: str | None = None,
@@ -125,6 +128,9 @@ def train_domains(
         Passes over the training sections; not given: 100, 200 for a single section, fewer for more than four.
     max_minutes
         Shorten the training to what fits; the result then depends on the speed of the machine.
+    checkpoint
+        Folder in which the state of the training is kept after epochs, so that the same call goes on from there after a
+        crash, to the same model; not given: nothing is written.
     augmentation
         How training sections are varied; see :class:`strecur.engine.Augmentation`.
     rng
@@ -148,9 +154,11 @@ def train_domains(
     ------
     KeyError
         If a key does not exist; the message lists those that do.
+    OSError
+        If nothing can be written to the folder of the checkpoint.
     ValueError
         If there are fewer than two domains, ``X`` holds no counts where counts are needed, or a section does not fit
-        into memory; the message says what would.
+        into memory, or the folder holds the checkpoint of another training; the message says what would do.
 
     Notes
     -----
@@ -230,6 +238,9 @@ def train_domains(
         seed=rng,
         validate=validator(judges, architecture.n_steps, fabric) if judges else None,
         progress=settings.progress if progress is None else progress,
+        checkpoint=open_checkpoint(
+            checkpoint, architecture, backbone, halting=halting, judges=judges, precision=precision
+        ),
     )
     model = DomainModel(
         labels=labels,

@@ -21,6 +21,7 @@ from strecur.models.linear import fit_linear_expression
 from strecur.nn import ExpressionHead, GenARConfig, TRMConfig, UniversalConfig
 from strecur.pp import high_mean_high_variance_genes
 from strecur.tl import _train_counts as counts
+from strecur.tl._checkpoint import open_checkpoint
 from strecur.tl._checks import check_halting
 from strecur.tl._embedded import Embedded, input_of, read_embedded
 from strecur.tl._hist import EPOCHS, OPTIMISATION, hist_augmentation, hist_network, is_hist
@@ -30,6 +31,7 @@ from strecur.tl._sections import choose_validation, count_epochs, make_sections
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -66,6 +68,7 @@ def train_expression(
     validation: Literal["auto"] | str | Sequence[str] | None = "auto",
     max_epochs: int | None = None,
     max_minutes: float | None = None,
+    checkpoint: str | Path | None = None,
     augmentation: Augmentation | None = None,
     rng: int = 0,
     accelerator: str | None = None,
@@ -133,6 +136,9 @@ def train_expression(
         learns from some spots of a section in each, and makes 1,000 optimizer steps.
     max_minutes
         Shorten the training to what fits; the result then depends on the speed of the machine.
+    checkpoint
+        Folder in which the state of the training is kept after epochs, so that the same call goes on from there after a
+        crash, to the same model; not given: nothing is written.
     augmentation
         How training sections are varied; see :class:`strecur.engine.Augmentation`.
     rng
@@ -156,9 +162,11 @@ def train_expression(
     ------
     KeyError
         If a key or a gene does not exist; the message lists those that do.
+    OSError
+        If nothing can be written to the folder of the checkpoint.
     ValueError
         If there are no counts, fewer than two spots with counts and embedding to train on, or a section does not fit
-        into memory; the message says what would.
+        into memory, or the folder holds the checkpoint of another training; the message says what would do.
 
     Notes
     -----
@@ -277,6 +285,9 @@ def train_expression(
         seed=rng,
         validate=validator(judges, architecture.n_steps, fabric, scale) if judges else None,
         progress=settings.progress if progress is None else progress,
+        checkpoint=open_checkpoint(
+            checkpoint, architecture, backbone, halting=halting, judges=judges, precision=precision
+        ),
     )
     model.network.cpu()
     model.history = pd.DataFrame(history)

@@ -1,0 +1,58 @@
+"""The figure of the README: what is annotated, what is new, and how its domains come about step by step.
+
+Takes about a minute and needs no data.
+
+    python benchmarks/readme_figure.py docs/_static/overview.png
+"""
+
+from __future__ import annotations
+
+import sys
+
+import matplotlib as mpl
+
+mpl.use("agg")
+
+import matplotlib.pyplot as plt
+
+import strecur as st
+
+KEY, SECTION = "trm_domains", "S3"
+STEPS = (1, 2, 6)
+QUIET = {"accelerator": "cpu", "precision": "32-true", "progress": False}
+
+
+def main(path: str) -> None:
+    adata = st.datasets.synthetic_sections(n_sections=3, n_rows=26, n_cols=28)
+    st.pp.to_grid(adata, library_key="section")
+    annotated, new = (adata[mask].copy() for mask in (adata.obs["section"] != SECTION, adata.obs["section"] == SECTION))
+    model = st.tl.train_domains(annotated, "domain", library_key="section", max_epochs=25, **QUIET)
+    st.tl.trm_domains(new, model, library_key="section", depth=STEPS[-1], **QUIET)
+    scores = st.metrics.domain_scores(new.obs["domain"], new.obs[KEY])
+    print(f"{SECTION}: adjusted Rand index {scores['ari']:.2f}, accuracy {scores['accuracy']:.2f}")
+
+    figure, axes = plt.subplots(1, 6, figsize=(13, 2.2), layout="constrained")
+    steps = new.obsm[f"{KEY}_steps"]
+    names = new.obs[KEY].cat.categories
+    for ax, step in zip(axes[2:5], STEPS, strict=True):
+        new.obs["step"] = names[steps[:, step - 1]].astype("category").set_categories(names)
+        draw(new, "step", ax, f"{SECTION}, new: step {step}")
+    for ax, name in zip(axes[:2], ("S1", "S2"), strict=True):
+        draw(annotated[annotated.obs["section"] == name].copy(), "domain", ax, f"{name}, annotated by you")
+    st.pl.confidence(new, KEY, library_key="section", img=False, ax=axes[5], show=False)
+    axes[5].set_title(f"{SECTION}: confidence", fontsize=11)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def draw(adata, key: str, ax, title: str) -> None:
+    """Draw one map without legend."""
+    adata.uns.pop(f"{key}_colors", None)
+    st.pl.domains(adata, key, library_key="section", img=False, ax=ax, show=False)
+    ax.set_title(title, fontsize=11)
+    ax.set_xlabel("")
+    if ax.get_legend() is not None:
+        ax.get_legend().remove()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

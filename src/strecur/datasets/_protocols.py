@@ -1,0 +1,78 @@
+"""Splits and gene lists of published protocols, shipped as text."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import pandas as pd
+
+
+def read_split(name: str) -> pd.DataFrame:
+    """Read which sections train and which are held out, in every fold of a published protocol.
+
+    Parameters
+    ----------
+    name
+        ``"dlpfc-sections-v1"`` (every section held out once), ``"dlpfc-donors-v1"`` (every donor held out once),
+        ``"her2st-b1-v1"`` (B1 is the test, B6 the validation, 34 train), ``"her2st-four-sections-v1"`` (B1, B6, C1 and
+        D1 held out in turn) or ``"her2st-patients-v1"`` (every patient held out once). What a name stands for does not
+        change; another version gets another number.
+
+    Returns
+    -------
+    DataFrame of strings, sections × folds: ``"train"``, ``"validation"`` or ``"test"``. One column tells what to do
+    with each spot: ``adata.obs["section"].map(split["B1"])``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such split; the message lists what there is.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> split = st.datasets.read_split("dlpfc-donors-v1")
+    >>> list(split.columns), list(split.index[split["Br8100"] == "test"])
+    (['Br5292', 'Br5595', 'Br8100'], ['151673', '151674', '151675', '151676'])
+    """
+    with _open("splits", name, ".tsv") as text:
+        return pd.read_csv(text, sep="\t", comment="#", index_col=0, dtype=str).rename(index=str)
+
+
+def read_genes(name: str) -> list[str]:
+    """Read the genes of a published protocol.
+
+    Parameters
+    ----------
+    name
+        ``"her2st-300-training-v1"``: 300 genes of high mean and high variance, chosen on the 34 training sections of
+        ``"her2st-b1-v1"``; ``"her2st-300-all-v1"``: the same chosen on all 36 sections, as in the notebook of Stem,
+        that is, with a look at the test section. Both were computed with
+        :func:`strecur.pp.high_mean_high_variance_genes`; ``benchmarks/her2st_genes.py`` does it again.
+
+    Returns
+    -------
+    Gene symbols in alphabetical order.
+
+    Raises
+    ------
+    KeyError
+        If there is no such list; the message lists what there is.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> st.datasets.read_genes("her2st-300-training-v1")[:3]
+    ['A2M', 'ACTB', 'ACTG1']
+    """
+    with _open("genes", name, ".txt") as text:
+        return [line for line in map(str.strip, text) if line and not line.startswith("#")]
+
+
+def _open(kind: str, name: str, suffix: str) -> object:
+    folder = files("strecur.datasets") / "files" / kind
+    names = sorted(entry.name.removesuffix(suffix) for entry in folder.iterdir() if entry.name.endswith(suffix))
+    if name not in names:
+        msg = f"{name!r} is not one of the {kind}; there are {names}"
+        raise KeyError(msg)
+    return (folder / f"{name}{suffix}").open(encoding="utf-8")
