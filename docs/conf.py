@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import shutil
 import urllib.request
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.ext import intersphinx
 from sphinx.ext.napoleon import NumpyDocstring
 
 if TYPE_CHECKING:
-    from docutils import nodes
     from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
+    from sphinx.writers.html5 import HTML5Translator
 
 # sphinx-autodoc-typehints still uses a name that Sphinx 10 drops
 warnings.filterwarnings("ignore", message="'sphinx_autodoc_typehints", category=DeprecationWarning)
@@ -28,7 +32,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
@@ -38,7 +41,14 @@ templates_path = ["_templates"]
 
 html_theme = "sphinx_book_theme"
 html_title = project
+html_static_path = ["_static"]
+html_math_renderer = "mathml"
 html_theme_options = {"home_page_in_toc": True, "navbar_persistent": [], "show_navbar_depth": 1}
+
+# The notebooks of the repository are shown with the results they hold.
+HERE = Path(__file__).parent
+for notebook in (HERE.parent / "tutorials").glob("*.ipynb"):
+    shutil.copy2(notebook, HERE / "tutorials")
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -140,6 +150,15 @@ def link_public_name(
     return intersphinx.missing_reference(app, env, node, contnode)
 
 
+def write_formula(self: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula as MathML, which browsers show without a script from the network."""
+    is_block = isinstance(node, nodes.math_block)
+    formula = tex2mathml(node.astext(), as_block=is_block)
+    self.body.append(f'<div style="overflow-x: auto; padding: 0.5em 0">{formula}</div>' if is_block else formula)
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
     """Register what is defined here."""
+    app.add_html_math_renderer("mathml", (write_formula, None), (write_formula, None))
     app.connect("missing-reference", link_public_name)

@@ -42,6 +42,13 @@ class Settings:
         Yields
         ------
         These settings.
+
+        Examples
+        --------
+        >>> import strecur as st
+        >>> with st.settings.override(progress=False, accelerator="cpu"):
+        ...     st.settings.progress
+        False
         """
         before = replace(self)
         unknown = sorted(set(values) - set(vars(self)))

@@ -43,6 +43,19 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
         If there are no such results; the message lists what there is.
     ValueError
         If they were cut, so that genes and columns differ.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=12, n_cols=12, n_domains=2, image=True)
+    >>> def colour(patches):
+    ...     return patches.mean(axis=(1, 2))
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0, progress=False)
+    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, max_epochs=1, progress=False)
+    >>> st.tl.predict_expression(adata, model, library_key="section", progress=False)
+    >>> st.get.expression(adata).n_vars
+    5
     """
     from anndata import AnnData
 

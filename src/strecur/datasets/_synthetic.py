@@ -116,6 +116,13 @@ def synthetic_sections(
     ------
     ValueError
         If a number is too small, or ``layout`` is not one of the above.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> adata.obs["section"].cat.categories.to_list()
+    ['S1', 'S2']
     """
     _check_sizes(n_sections=n_sections, n_rows=n_rows, n_cols=n_cols, n_genes=n_genes, n_domains=n_domains)
     if layout not in ("hex", "square", "irregular"):

@@ -50,6 +50,15 @@ def negative_binomial_log_likelihood(
     Notes
     -----
     One of the additional scores of GenAR (paper 002).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> counts = np.array([[0, 2, 5], [1, 0, 7], [3, 4, 0], [2, 1, 9]])
+    >>> likelihood = st.metrics.negative_binomial_log_likelihood(counts, counts.mean(axis=0) * np.ones_like(counts))
+    >>> likelihood.shape
+    (3,)
     """
     counts, predicted = _counts_and_prediction(counts, predicted)
     dispersion = moment_dispersion(counts) if dispersion is None else np.asarray(dispersion, dtype=np.float64)
@@ -83,6 +92,14 @@ def moment_dispersion(counts: ArrayLike) -> np.ndarray:
     ------
     ValueError
         If the counts are not whole numbers from 0 on.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> counts = np.array([[0, 2, 5], [1, 0, 7], [3, 4, 0], [2, 1, 9]])
+    >>> st.metrics.moment_dispersion(counts).round(3).tolist()
+    [0.074, 0.381, 0.351]
     """
     counts, _ = _counts_and_prediction(counts, counts)
     if len(counts) < 2:
@@ -112,6 +129,14 @@ def zero_scores(counts: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
     ------
     ValueError
         If shapes, indices or columns differ, or the counts are not whole numbers from 0 on.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> counts = np.array([[0, 2, 5], [1, 0, 7], [3, 4, 0], [2, 1, 9]])
+    >>> st.metrics.zero_scores(counts, counts)["zero_recall"]
+    1.0
     """
     counts, predicted = _counts_and_prediction(counts, predicted)
     true, pred = (counts == 0).ravel(), (predicted < 0.5).ravel()
@@ -142,6 +167,14 @@ def library_size_correlation(counts: ArrayLike, predicted: ArrayLike) -> float:
     ------
     ValueError
         If shapes, indices or columns differ, or the counts are not whole numbers from 0 on.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> counts = np.array([[0, 2, 5], [1, 0, 7], [3, 4, 0], [2, 1, 9]])
+    >>> round(st.metrics.library_size_correlation(counts, 2 * counts), 3)
+    1.0
     """
     counts, predicted = _counts_and_prediction(counts, predicted)
     return float(correlation(counts.sum(axis=1, keepdims=True), predicted.sum(axis=1, keepdims=True))[0])

@@ -46,6 +46,12 @@ def domain_scores(truth: ArrayLike | pd.Series, predicted: ArrayLike | pd.Series
     ------
     ValueError
         If lengths or indices differ.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> st.metrics.domain_scores(["L1", "L1", "L2", None], ["L1", "L2", "L2", "L2"])["accuracy"]
+    0.6666666666666666
     """
     require_same_labels(truth, predicted)
     truth, predicted = clean_labels(truth), clean_labels(predicted)
@@ -98,6 +104,13 @@ def expected_calibration_error(
     Notes
     -----
     Guo et al., *On calibration of modern neural networks* (2017), section 2.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> proba = [[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]]
+    >>> round(st.metrics.expected_calibration_error(["L1", "L2", "L2", "L2"], proba, ["L1", "L2"]), 3)
+    0.3
     """
     require_same_labels(truth, proba)
     check_whole("n_bins", n_bins)

@@ -39,6 +39,15 @@ def pcc_per_gene(truth: ArrayLike, predicted: ArrayLike) -> np.ndarray:
     ------
     ValueError
         If shapes, indices or columns differ, or single values of a spot are missing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> rng = np.random.default_rng(0)
+    >>> truth = np.log2(rng.poisson(3, (50, 4)) + 1.0)
+    >>> st.metrics.pcc_per_gene(truth, 2 * truth + 1).round(3).tolist()
+    [1.0, 1.0, 1.0, 1.0]
     """
     truth, predicted, _ = pair(truth, predicted)
     return correlation(truth, predicted)
@@ -63,6 +72,13 @@ def pcc_top(pcc: ArrayLike, k: int | None = None) -> float:
     ------
     ValueError
         If ``k`` is below one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> st.metrics.pcc_top([0.5, np.nan, 0.25, 0.75], 2)
+    0.625
     """
     if k is not None:
         check_whole("k", k)
@@ -97,6 +113,15 @@ def rvd(truth: ArrayLike, predicted: ArrayLike) -> float:
     -----
     Definition of the code of Stem, which the spatial TRM paper takes over; that paper prints σ where the code has
     variances (see :func:`rvd_std`).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> rng = np.random.default_rng(0)
+    >>> truth = np.log2(rng.poisson(3, (50, 4)) + 1.0)
+    >>> st.metrics.rvd(truth, truth), st.metrics.rvd(truth, np.ones_like(truth))
+    (0.0, 1.0)
     """
     return _relative_distance(truth, predicted, spread=np.var)
 
@@ -119,6 +144,15 @@ def rvd_std(truth: ArrayLike, predicted: ArrayLike) -> float:
     ------
     ValueError
         If shapes, indices or columns differ, or single values of a spot are missing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> rng = np.random.default_rng(0)
+    >>> truth = np.log2(rng.poisson(3, (50, 4)) + 1.0)
+    >>> round(st.metrics.rvd_std(truth, truth / 2), 3)
+    0.25
     """
     return _relative_distance(truth, predicted, spread=np.std)
 
@@ -149,6 +183,15 @@ def pooled_scores(truth: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
     Notes
     -----
     The R² and PCC of HiST (released code, evaluation).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> rng = np.random.default_rng(0)
+    >>> truth = np.log2(rng.poisson(3, (50, 4)) + 1.0)
+    >>> round(st.metrics.pooled_scores(truth, truth)["r2_pooled"], 3)
+    1.0
     """
     truth, predicted, _ = pair(truth, predicted)
     true, pred = _counts(truth).reshape(-1, 1), _counts(predicted).reshape(-1, 1)
@@ -181,6 +224,13 @@ def depth_normalised(log_counts: ArrayLike, *, target_sum: float | None = None) 
     ------
     ValueError
         If it is no table of numbers, or ``target_sum`` is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> st.metrics.depth_normalised(np.log2([[1 + 1, 3 + 1], [2 + 1, 6 + 1]])).round(3).tolist()
+    [[1.322, 2.459], [1.322, 2.459]]
     """
     counts = _counts(dense(log_counts))
     total = counts.sum(axis=1)
@@ -226,6 +276,16 @@ def expression_scores(
     ------
     ValueError
         If shapes, indices or columns differ, or single values of a spot are missing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import strecur as st
+    >>> rng = np.random.default_rng(0)
+    >>> truth = np.log2(rng.poisson(3, (50, 4)) + 1.0)
+    >>> scores = st.metrics.expression_scores(truth, truth + rng.normal(0, 0.1, truth.shape))
+    >>> scores["pcc_all"] > 0.9, scores["n_spots"]
+    (True, 50)
     """
     spatial = {} if graph is None else {"moran_structure": moran_structure(truth, predicted, graph)}
     truth, predicted, valid = pair(truth, predicted)

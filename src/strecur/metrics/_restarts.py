@@ -35,6 +35,12 @@ def path_dependence(scores: ArrayLike | pd.DataFrame) -> float:
     Notes
     -----
     Δ_PI of Equilibrium Reasoners, averaged over which restart is the single one.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> st.metrics.path_dependence([[0.5, 0.5], [0.25, 0.75]])  # two sections, two restarts each
+    0.125
     """
     table = pd.DataFrame(dense(scores, "sections × restarts"))
     return float(table.sub(table.mean(axis=1), axis=0).abs().stack().mean())

@@ -31,6 +31,18 @@ def load_model(path: str | Path) -> DomainModel | ExpressionModel:
     ModelFolderError
         If the folder is damaged, incomplete, of another format, or no model. It is a ``ValueError``, and a
         ``FileNotFoundError`` too if a file is missing.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp() + "/my_tissue"
+    >>> model.save(folder)
+    >>> st.load_model(folder).labels
+    ['L1', 'L2', 'L3']
     """
     if not isinstance(path, str | Path):
         msg = f"path={path!r}: pass the path of a model folder"

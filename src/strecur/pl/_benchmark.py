@@ -55,6 +55,13 @@ def benchmark(
         If a column is missing.
     ValueError
         If the table has no rows, or ``ax`` holds several axes.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import strecur as st
+    >>> rows = [("S1", "trm", 0.7), ("S1", "linear", 0.6), ("S2", "trm", 0.5), ("S2", "linear", 0.55)]
+    >>> ax = st.pl.benchmark(pd.DataFrame(rows, columns=["group", "method", "ari"]))
     """
     score = _find_score(table, score)
     means = _mean_scores(table, score)

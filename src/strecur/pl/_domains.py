@@ -81,6 +81,15 @@ def domains(
         If a column, a section or the lattice is missing.
     ValueError
         If ``ax`` does not hold one axes per panel, or spots lie outside their image.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> axes = st.pl.domains(adata, "domain", library_key="section")
+    >>> len(axes)
+    2
     """
     table = open_table(adata, table_key=table_key, read_only=True)
     check_share("alpha", alpha)

@@ -157,6 +157,18 @@ def gene_scores(
         If the prediction or a section is missing, or ``genes`` are not predicted.
     ValueError
         If no predicted gene was measured, or ``layer`` holds no counts.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=12, n_cols=12, n_domains=2, image=True)
+    >>> def colour(patches):
+    ...     return patches.mean(axis=(1, 2))
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0, progress=False)
+    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, max_epochs=1, progress=False)
+    >>> st.tl.predict_expression(adata, model, library_key="section", progress=False)
+    >>> ax = st.pl.gene_scores(adata)
     """
     check_whole("n_label", n_label, least=0)
     genes = None if genes is None else as_names("genes", genes)

@@ -108,6 +108,18 @@ def marker_panel(
     ValueError
         If there is no gene, or no choice of a section, ``layer`` holds no counts, spots lie outside their image, or
         ``ax`` does not hold one axes per panel.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=12, n_cols=12, n_domains=2, image=True)
+    >>> def colour(patches):
+    ...     return patches.mean(axis=(1, 2))
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0, progress=False)
+    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, max_epochs=1, progress=False)
+    >>> st.tl.predict_expression(adata, model, library_key="section", progress=False)
+    >>> axes = st.pl.marker_panel(adata, model.genes[:2], library_id="S1")
     """
     if genes_per_row is not None:
         check_whole("genes_per_row", genes_per_row)

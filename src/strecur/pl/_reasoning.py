@@ -89,6 +89,15 @@ def refinement(
         If a result, a section or the lattice is missing.
     ValueError
         If ``ax`` does not hold one axes per panel, or categories were dropped since the steps were written.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> st.tl.trm_domains(adata, model, library_key="section", progress=False)
+    >>> axes = st.pl.refinement(adata, library_id="S1")
     """
     table = open_table(adata, table_key=table_key, read_only=True)
     check_share("alpha", alpha)
@@ -197,6 +206,15 @@ def halt_steps(
         If a result, a section or the lattice is missing.
     ValueError
         If ``ax`` does not hold one axes per panel.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> st.tl.trm_domains(adata, model, library_key="section", progress=False)
+    >>> axes = st.pl.halt_steps(adata)
     """
     table = open_table(adata, table_key=table_key, read_only=True)
     column = f"{key}_settling_step"
@@ -324,6 +342,15 @@ def confidence(
         If a result, a section or the lattice is missing.
     ValueError
         If ``ax`` does not hold one axes per panel.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> st.tl.trm_domains(adata, model, library_key="section", progress=False)
+    >>> axes = st.pl.confidence(adata, truth="domain")
     """
     table = open_table(adata, table_key=table_key, read_only=True)
     column = f"{key}_confidence"
@@ -351,7 +378,8 @@ def confidence(
             _draw_distributions(axes[2 * i + 1], values[rows], truths[rows], answers[rows])
     # one scale for all: beside the first row of maps, or between every map and its chart
     for panel in [map_axes[min(len(maps), MAX_COLUMNS) - 1]] if truth is None else map_axes:
-        add_color_bar(panel, mappable, "confidence")
+        # a chart beside it needs the room of the label, which the title gives too
+        add_color_bar(panel, mappable, "confidence" if truth is None else "")
     return finish(axes, show=show)
 
 

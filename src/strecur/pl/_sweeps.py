@@ -67,6 +67,17 @@ def recursion_sweep(
         If a column is missing.
     ValueError
         If ``ax`` does not hold one axes per panel.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> table = st.tl.recursion_sweep(
+    ...     adata, model, library_key="section", depths=(1, 2), n_latent=(1,), n_deep=(1,), progress=False
+    ... )
+    >>> ax = st.pl.recursion_sweep(table)
     """
     score = _find_score(table, score, SWEPT, "strecur.tl.recursion_sweep(adata, model, label_key=...)")
     panels = [("n_blocks", score), ("layer_evaluations", score)] if score else []
@@ -153,6 +164,15 @@ def landscape(
         If a column or a section is missing.
     ValueError
         If ``ax`` does not hold one axes per panel.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> table = st.tl.landscape(adata, model, library_key="section", depth=2, breadth=2, n_spots=16, progress=False)
+    >>> axes = st.pl.landscape(table)
     """
     score = _find_score(table, score, EXPLORED, "strecur.tl.landscape(adata, model, label_key=...)")
     names = _chosen_sections(table, library_id)
@@ -280,6 +300,15 @@ def convergence(
         If the result or a section is missing.
     ValueError
         If ``ax`` does not hold one axes per section.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> st.tl.trm_domains(adata, model, library_key="section", progress=False)
+    >>> axes = st.pl.convergence(adata)
     """
     adata = open_table(adata, table_key=table_key, read_only=True)
     require(adata.uns, key, where="uns", hint=made_by(key))

@@ -51,6 +51,14 @@ def training(
         If the history lacks a column.
     ValueError
         If the history has no epochs, or ``ax`` does not hold one axes per panel.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> axes = st.pl.training(model)
     """
     history = getattr(model, "history", model)
     if not isinstance(history, pd.DataFrame):

@@ -77,6 +77,15 @@ def reliability(
         If a result, a column or a section is missing.
     ValueError
         If no spot is annotated, or ``ax`` does not hold one axes per panel.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> st.tl.trm_domains(adata, model, library_key="section", progress=False)
+    >>> ax = st.pl.reliability(adata, truth="domain")
     """
     check_whole("n_bins", n_bins)
     table = open_table(adata, table_key=table_key, read_only=True)
@@ -190,6 +199,15 @@ def halt_summary(
         If a result, a column or a section is missing.
     ValueError
         If a column is not constant in each section, the model cannot halt, or ``ax`` does not hold two axes.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> st.tl.trm_domains(adata, model, library_key="section", progress=False)
+    >>> axes = st.pl.halt_summary(adata, score="ari", truth="domain")
     """
     table = open_table(adata, table_key=table_key, read_only=True)
     require(table.uns, key, where="uns", hint=made_by(key))

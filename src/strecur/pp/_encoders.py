@@ -38,6 +38,13 @@ class Encoder:
         Mirror images and quarter turns of a patch have the same features, so that they need not be computed.
     feature_names
         One name per feature, if they have a meaning.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> def colour(patches):
+    ...     return patches.mean(axis=(1, 2))
+    >>> encoder = st.pp.Encoder(name="colour", encode=colour, width=3, orientation_free=True)
     """
 
     name: str

@@ -114,6 +114,14 @@ def to_grid(
     Notes
     -----
     Irregular cells are placed as in the integer mapping of HiST, but each takes the nearest free site by true distance.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> adata.uns["grid"]["layout"]
+    'hex'
     """
     table = open_table(adata, table_key=table_key, copy=copy)
     check_key(key_added)

@@ -75,6 +75,13 @@ def high_mean_high_variance_genes(
         If a key or an extra gene is missing.
     ValueError
         If the data are not counts, or fewer genes than wanted qualify.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> len(st.pp.high_mean_high_variance_genes(adata, 10, library_key="section"))
+    10
     """
     table = _anndata.open_table(adata, table_key=table_key)
     if gene_symbols is not None:

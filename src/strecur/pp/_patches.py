@@ -143,6 +143,16 @@ def embed_patches(
     ValueError
         If the patch size is unknown, more than 20 % of the spots of a section lie outside its image, or the encoder
         returns NaN. After an error ``adata`` is as it was.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=12, n_cols=12, n_domains=2, image=True)
+    >>> def colour(patches):  # an encoder of one's own; "texture" comes with the package
+    ...     return patches.mean(axis=(1, 2))
+    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0, progress=False)
+    >>> adata.obsm["X_patch"].shape[1]
+    3
     """
     if views not in (1, 8):
         msg = f"views={views!r}: it is 1 or 8"

@@ -153,6 +153,14 @@ def fit_stain_reference(
         If a section is unknown or has no image.
     ValueError
         If an image has no tissue or does not look like H&E.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=12, n_cols=12, n_domains=2, image=True)
+    >>> reference = st.pp.fit_stain_reference(adata, library_key="section", sections=["S1"])
+    >>> reference["sections"]
+    ['S1']
     """
     table = open_table(adata, table_key=table_key)
     sources = find_images(adata, table, image, read_sections(table, library_key), image_scale=1.0)

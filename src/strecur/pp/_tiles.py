@@ -77,6 +77,15 @@ def tile_image(
         If the image does not exist or is damaged.
     ValueError
         If the pitch is unknown, absurd for the image, or no tissue is found.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=1, n_rows=12, n_cols=12, n_domains=2, image=True)
+    >>> image = adata.uns["spatial"]["S1"]["images"]["hires"]
+    >>> slide = st.pp.tile_image(image, pitch_px=25, section="slide")
+    >>> slide.n_obs > 0, slide.n_vars
+    (True, 0)
     """
     from anndata import AnnData
 

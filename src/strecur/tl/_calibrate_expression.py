@@ -92,6 +92,19 @@ def calibrate_expression(
     Split conformal prediction, gene by gene and for each quarter of the predicted values. Spots of one section resemble
     each other, and a new section may differ from all of these: shares that are right for many sections like these may
     be off in any single one.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=12, n_cols=12, n_domains=2, image=True)
+    >>> def colour(patches):
+    ...     return patches.mean(axis=(1, 2))
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0, progress=False)
+    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, max_epochs=1, progress=False)
+    >>> table = st.tl.calibrate_expression(adata, model, library_key="section", progress=False)
+    >>> table.columns.to_list()
+    ['pcc', 'mae', 'width']
     """
     require_model(model, ExpressionModel)
     if model.network is None:

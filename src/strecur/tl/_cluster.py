@@ -103,6 +103,17 @@ def cluster_latent(
     Notes
     -----
     Spatial Tiny Recursive Model, Table 5 (k-means on the latent, with and without coordinates).
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> st.tl.trm_domains(adata, model, library_key="section", progress=False)
+    >>> st.tl.cluster_latent(adata, 3, library_key="section")
+    >>> adata.obs["latent_domains"].cat.categories.to_list()
+    ['0', '1', '2']
     """
     check_key(key_added)
     if method not in METHODS:

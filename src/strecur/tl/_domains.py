@@ -130,6 +130,16 @@ def trm_domains(
     ValueError
         If fewer than half of the model's genes are found, the representation has another width, or ``coverage`` is
         wanted of a model that was not calibrated.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> st.tl.trm_domains(adata, model, library_key="section", progress=False)
+    >>> adata.obs["trm_domains"].cat.categories.to_list()
+    ['L1', 'L2', 'L3']
     """
     check_key(key_added)
     require_model(model, DomainModel)

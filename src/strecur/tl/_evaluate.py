@@ -134,6 +134,24 @@ def cross_validate(
     -----
     Settings that were chosen by these scores make them too good. Choose settings with ``validation=`` in ``training``
     or by cross-validation within the training groups, and hold other groups out for the last word.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> table = st.tl.cross_validate(
+    ...     adata,
+    ...     "domains",
+    ...     library_key="section",
+    ...     label_key="domain",
+    ...     seeds=(0,),
+    ...     architectures=("feedforward",),
+    ...     training={"max_epochs": 1},
+    ...     progress=False,
+    ... )
+    >>> sorted(table["method"].unique())
+    ['feedforward', 'linear', 'linear, single spots']
     """
     job = make_task(task, library_key, label_key)
     training, prediction = dict(training or {}), dict(prediction or {})

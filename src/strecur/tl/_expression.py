@@ -124,6 +124,19 @@ def predict_expression(
     ValueError
         If the embedding is of another encoder or width, an option is out of range or does not fit the model, or
         ``coverage`` is wanted of a model that was not calibrated.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=12, n_cols=12, n_domains=2, image=True)
+    >>> def colour(patches):
+    ...     return patches.mean(axis=(1, 2))
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0, progress=False)
+    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, max_epochs=1, progress=False)
+    >>> st.tl.predict_expression(adata, model, library_key="section", progress=False)
+    >>> adata.obsm["trm_expression"].shape[1]
+    5
     """
     check_key(key_added)
     require_model(model, ExpressionModel)

@@ -98,6 +98,18 @@ def recursion_sweep(
     Notes
     -----
     Spatial Tiny Recursive Model, Figs. 1 and 7; the paper counts layer evaluations as forward passes.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> table = st.tl.recursion_sweep(
+    ...     adata, model, library_key="section", depths=(1, 2), n_latent=(1,), n_deep=(1,), progress=False
+    ... )
+    >>> table["n_blocks"].to_list()
+    [1, 2, 1, 2]
     """
     for name, values in (("depths", depths), ("n_latent", n_latent), ("n_deep", n_deep)):
         check_several(name, values)
@@ -222,6 +234,16 @@ def landscape(
     -----
     Equilibrium Reasoners, sections 3 and 4. A section's scores after the last step say how far the result depends on
     the start: see :func:`strecur.metrics.path_dependence`.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> table = st.tl.landscape(adata, model, library_key="section", depth=2, breadth=2, n_spots=16, progress=False)
+    >>> len(table)  # sections × restarts × steps
+    8
     """
     require_two_states(model)
     check_inference(

@@ -164,6 +164,15 @@ def train_domains(
     -----
     The recursion is that of the spatial Tiny Recursive Model (section 3): an optimizer step after every outer step,
     with the state carried on without gradient.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> model.labels
+    ['L1', 'L2', 'L3']
     """
     check_training(
         neighbours=neighbours,

@@ -174,6 +174,18 @@ def train_expression(
     -----
     The recursion is that of the spatial Tiny Recursive Model (section 3): an optimizer step after every outer step,
     with the state carried on without gradient. Spots without any count teach nothing, but are predicted.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=12, n_cols=12, n_domains=2, image=True)
+    >>> def colour(patches):
+    ...     return patches.mean(axis=(1, 2))
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0, progress=False)
+    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, max_epochs=1, progress=False)
+    >>> len(model.genes)
+    5
     """
     check_training(
         neighbours=neighbours,

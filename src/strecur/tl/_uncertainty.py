@@ -98,6 +98,18 @@ def calibrate(
     -----
     Spots of one section resemble each other, and a new section may differ from all of these. Shares that are right for
     many sections like these may be off in any single one: use several, and look at the ``novelty`` of new ones.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> first = adata[adata.obs["section"] == "S1"].copy()
+    >>> second = adata[adata.obs["section"] == "S2"].copy()
+    >>> model = st.tl.train_domains(first, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> table = st.tl.calibrate(second, model, "domain", library_key="section", progress=False)
+    >>> bool(table.loc["after", "nll"] <= table.loc["before", "nll"])
+    True
     """
     require_model(model, DomainModel)
     check_inference(
@@ -217,6 +229,16 @@ def calibrate_halting(
     -----
     In the spatial Tiny Recursive Model (appendix F) the recipes with a threshold of .7 halt at the first or at no step,
     because their probabilities settle at .997, .27 and .07.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> threshold = st.tl.calibrate_halting(adata, model, library_key="section", depth=2, progress=False)
+    >>> model.halt_threshold == threshold
+    True
     """
     require_model(model, DomainModel, ExpressionModel)
     if model.halting is None:

@@ -1,0 +1,65 @@
+"""Examples in docstrings do what they say."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import warnings
+from copy import deepcopy
+from types import ModuleType
+
+import pytest
+from test_api_contract import DOCUMENTED, VERBS
+
+import strecur
+
+EXAMPLES = {
+    name: examples
+    for name, thing in {**DOCUMENTED, "settings.override": strecur.settings.override}.items()
+    if (examples := doctest.DocTestParser().get_examples(inspect.getdoc(thing) or ""))
+}
+PREPARATION = ("train_domains(", "trm_domains(", "embed_patches(", "train_expression(", "predict_expression(")
+PREPARED = {}
+
+
+def run(examples, namespace):
+    """Run some lines in a namespace, which must do what they say, and return it."""
+    report = []
+    test = doctest.DocTest(list(examples), namespace, "example", None, None, None)
+    doctest.DocTestRunner().run(test, out=report.append, clear_globs=False)
+    assert not report, "".join(report)
+    return test.globs
+
+
+def copied(namespace):
+    """Objects as they are now, whatever is done to them later."""
+    return {name: thing if isinstance(thing, ModuleType) else deepcopy(thing) for name, thing in namespace.items()}
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_example(name, tmp_path, monkeypatch):
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    monkeypatch.chdir(tmp_path)
+    examples = EXAMPLES[name]
+    # many begin with the same training, which is run once
+    cut = max((i + 1 for i, e in enumerate(examples) if any(word in e.source for word in PREPARATION)), default=0)
+    begin = "".join(e.source for e in examples[:cut])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if begin not in PREPARED:
+            PREPARED[begin] = run(examples[:cut], {})
+        run(examples[cut:], copied(PREPARED[begin]))
+    plt.close("all")
+
+
+def test_every_verb_has_an_example():
+    assert sorted(set(VERBS) - set(EXAMPLES)) == []
+
+
+def test_a_wrong_example_is_noticed():
+    with pytest.raises(AssertionError, match="Expected"):
+        run([doctest.Example("1 + 1", "3\n")], {})
