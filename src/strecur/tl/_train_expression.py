@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from strecur._anndata import clean_genes, find_genes, open_table
+from strecur._anndata import open_table
 from strecur._arguments import as_names
 from strecur._settings import settings
 from strecur.engine import Augmentation, FitConfig, fit
@@ -21,11 +21,11 @@ from strecur.models._network import Architecture, Backbone, build_network, resol
 from strecur.models._targets import counted_spots, fit_target, read_counts
 from strecur.models.linear import fit_linear_expression
 from strecur.nn import ExpressionHead, GenARConfig, TRMConfig, UniversalConfig
-from strecur.pp import high_mean_high_variance_genes
 from strecur.tl import _train_counts as counts
 from strecur.tl._checkpoint import open_checkpoint
 from strecur.tl._checks import check_halting, check_training
 from strecur.tl._embedded import Embedded, input_of, read_embedded
+from strecur.tl._genes import choose_genes, only_counts
 from strecur.tl._hist import EPOCHS, OPTIMISATION, hist_augmentation, hist_network, is_hist
 from strecur.tl._plan import in_tiles, largest_shift, plan_training, section_sizes
 from strecur.tl._rate_expression import rate_genes, rate_network, validator
@@ -349,49 +349,6 @@ def split_sections(embedded: Embedded, layer: str | None, validation: str | Sequ
         msg = f"sections {training} hold {n_taught} spots with counts and embedding; at least {MIN_SPOTS} are needed"
         raise ValueError(msg)
     return Split(training, held_out, in_training, has_counts)
-
-
-def only_counts(table: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
-    """Copy some spots with their counts and nothing that is large besides."""
-    from anndata import AnnData
-
-    part = table[rows]
-    counts = {"X": part.X} if layer is None else {"layers": {layer: part.layers[layer]}}
-    return AnnData(**counts, obs=part.obs, var=part.var)
-
-
-def choose_genes(
-    training: AnnData,
-    genes: int | Sequence[str],
-    extra_genes: Sequence[str],
-    *,
-    library_key: str | None,
-    layer: str | None,
-) -> list[str]:
-    """Genes to predict: as named, or chosen on the training sections."""
-    if isinstance(genes, Integral):
-        return high_mean_high_variance_genes(
-            training, genes, library_key=library_key, extra_genes=extra_genes, layer=layer
-        )
-    wanted = list(dict.fromkeys([*as_names("genes", genes), *as_names("extra_genes", extra_genes)]))
-    if not wanted:
-        msg = "genes is empty; name at least one, or give a number"
-        raise ValueError(msg)
-    require_distinct(wanted)
-    _, missing = find_genes(training, wanted)
-    if missing:
-        msg = f"genes {missing} are not in adata.var_names (such as {list(training.var_names[:5])})"
-        raise KeyError(msg)
-    return wanted
-
-
-def require_distinct(genes: Sequence[str]) -> None:
-    """Refuse versions of one gene under two names."""
-    named = pd.Series(genes).groupby(clean_genes(genes)).agg(list)
-    twice = named[named.map(len) > 1]
-    if len(twice):
-        msg = f"{twice.iloc[0]} are versions of one gene; name it once"
-        raise ValueError(msg)
 
 
 def held_out_groups(embedded: Embedded, training: Sequence[str]) -> np.ndarray:
