@@ -688,6 +688,37 @@ refused(SYNTHETIC, "more layers than fit", ValueError, "at most 3 do", n_domains
 refused(SYNTHETIC, "an unknown layout", ValueError, "is not one of", layout="triangle")
 refused(SYNTHETIC, "a negative seed", ValueError, "at least 0", rng=-1)
 refused(SYNTHETIC, "words as seed", TypeError, "pass a whole number", rng="seed")
+# Cross-validation
+
+CROSS, BENCHMARK = "tl.cross_validate", "pl.benchmark"
+refused(CROSS, "an unknown task", ValueError, "choose one of ['domains', 'expression']", task="cells")
+refused(CROSS, "domains without a column of labels", ValueError, "needs label_key", label_key=None)
+refused(CROSS, "a column of labels that does not exist", KeyError, "there are", label_key="layer")
+refused(CROSS, "labels for expression", ValueError, "is for task='domains'", task="expression")
+refused(CROSS, "a library_key that does not exist", KeyError, "there are", library_key="slide")
+refused(CROSS, "a group_key that does not exist", KeyError, "there are", group_key="clinic")
+refused(CROSS, "one group alone", ValueError, "smaller groups", lambda adata: adata.obs.__setitem__("donor", "D1"), group_key="donor", groups=None)
+refused(CROSS, "a group that does not exist", KeyError, "there are ['S1', 'S2', 'S3']", groups=["S9"])
+refused(CROSS, "an argument that the verb does not have", ValueError, "training cannot hold ['epochs']", training={"epochs": 3})
+refused(CROSS, "the seed among the arguments of training", ValueError, "arguments of cross_validate itself", training={"rng": 3})
+refused(CROSS, "an argument of prediction that changes no score", ValueError, "prediction cannot hold", prediction={"coverage": 0.9})
+refused(CROSS, "no seed", ValueError, "at least one is needed", seeds=())
+refused(CROSS, "a seed twice", ValueError, "each once", seeds=(1, 1))
+refused(CROSS, "the linear model among the networks", ValueError, "without being asked for", architectures=("trm", "linear"))
+refused(BENCHMARK, "a score that is not in the table", KeyError, "there are", score="nmi")
+refused(BENCHMARK, "a table without methods", KeyError, "strecur.tl.cross_validate", lambda table: table.drop(columns="method"))
+refused(BENCHMARK, "an empty table", ValueError, "no rows", lambda table: table.iloc[:0])
+refused(BENCHMARK, "several axes", ValueError, "1 panels", ax=no_axes)
+
+# Public sections and protocols
+
+for name, known in (("dlpfc", "151507"), ("her2st", "A1"), ("mob", "Rep1")):
+    refused(f"datasets.{name}", "a section that does not exist", ValueError, f"{name} has ['{known}'", sections=["Z9"])
+    refused(f"datasets.{name}", "no section", ValueError, "empty", sections=[])
+    refused(f"datasets.{name}", "a section twice", ValueError, "repeated", sections=[known, known])
+refused("datasets.read_split", "a split that does not exist", KeyError, "her2st-b1-v1", name="her2st")
+refused("datasets.read_genes", "a gene list that does not exist", KeyError, "her2st-300-training-v1", name="her2st")
+
 refused("load_model", "a folder that does not exist", FileNotFoundError, "written by model.save(path)", lambda _path: "nowhere")
 refused("load_model", "a number as path", TypeError, "path of a model folder", lambda _path: 5)
 
@@ -717,7 +748,8 @@ def page() -> str:
     """Write the page of the documentation."""
     kinds = Counter(case.error is None for case in CASES)
     lines = [HEADER.format(n=len(CASES), n_refused=kinds[False], n_right=kinds[True])]
-    for call in dict.fromkeys(case.call for case in sorted(CASES, key=lambda case: list(world.VALID).index(case.call))):
+    order = [*world.VALID, *world.NEEDS_FILES]
+    for call in sorted(dict.fromkeys(case.call for case in CASES), key=order.index):
         lines += [f"## `{call}`", "", "| input | what comes of it |", "| --- | --- |"]
         lines += [f"| {case.wrong} | {outcome(case)} |" for case in CASES if case.call == call]
         lines.append("")

@@ -174,6 +174,16 @@ def _landscape() -> pd.DataFrame:
     return call("tl.landscape", *valid("tl.landscape"))
 
 
+def cross_validated() -> pd.DataFrame:
+    """Table of a cross-validation: two groups, two methods."""
+    rows = [
+        (group, method, ari)
+        for group, shift in (("S1", 0.0), ("S2", 0.1))
+        for method, ari in (("trm", 0.6), ("linear", 0.5 + shift))
+    ]
+    return pd.DataFrame(rows, columns=["group", "method", "ari"]).assign(seed=0)
+
+
 def image() -> np.ndarray:
     return np.array(_raw().uns["spatial"]["S1"]["images"]["hires"])
 
@@ -285,13 +295,36 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
     "metrics.moment_dispersion": (counts, {}),
     "metrics.zero_scores": (counts, COUNT_METRIC),
     "metrics.library_size_correlation": (counts, COUNT_METRIC),
+    "tl.cross_validate": (
+        sections,
+        {
+            "task": "domains",
+            "label_key": "domain",
+            **SECTIONS,
+            **CPU,
+            "groups": ["S3"],
+            "architectures": ("feedforward",),
+            "seeds": (0,),
+            "training": lambda: {**NETWORK, "neighbours": (7,), "max_epochs": 1, "validation": None},
+        },
+    ),
+    "pl.benchmark": (cross_validated, {}),
+    "datasets.read_split": (None, {"name": "dlpfc-donors-v1"}),
+    "datasets.read_genes": (None, {"name": "her2st-300-training-v1"}),
     "datasets.synthetic_sections": (None, {"n_sections": 2, "n_rows": 12, "n_cols": 12, "n_genes": 20, "n_domains": 2}),
+}
+
+
+# Options of calls that need files of the user or a network, which no test here makes; they serve to be made wrong.
+NEEDS_FILES: dict[str, dict[str, object]] = {
+    f"datasets.{name}": {"sections": [section]}
+    for name, section in (("dlpfc", "151673"), ("her2st", "A1"), ("mob", "Rep1"))
 }
 
 
 def valid(name: str) -> tuple[object, dict[str, object]]:
     """First argument (``None``: there is none) and options of a valid call, fresh."""
-    first, options = VALID[name]
+    first, options = (None, NEEDS_FILES[name]) if name in NEEDS_FILES else VALID[name]
     made = {key: made_now(value) for key, value in options.items()}
     return (None if first is None else first()), made
 

@@ -11,6 +11,7 @@ from scipy import sparse
 
 from strecur._anndata import Sections, align_genes, clean_genes, read_matrix, require, require_counts
 from strecur.pp._components import fit_components
+from strecur.pp._threads import threads_kept
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -107,5 +108,6 @@ def highly_variable(log_counts: sparse.csr_matrix, sections: Sections, n_genes: 
     # scanpy undoes the logarithm, and needs to know its base.
     table.uns["log1p"] = {"base": 2}
     several = len(sections.names) > 1
-    sc.pp.highly_variable_genes(table, n_top_genes=n_genes, batch_key="section" if several else None)
+    with threads_kept():
+        sc.pp.highly_variable_genes(table, n_top_genes=n_genes, batch_key="section" if several else None)
     return table.var["highly_variable"].to_numpy()

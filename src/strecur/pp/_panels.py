@@ -10,6 +10,7 @@ from scipy import sparse
 
 from strecur import _anndata
 from strecur._arguments import as_names, check_whole
+from strecur.pp._threads import threads_kept
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,18 +131,19 @@ def _variable_genes(counts: sparse.csr_matrix, sections: _anndata.Sections, n_to
     from anndata import AnnData
 
     variable = np.zeros(counts.shape[1], dtype=bool)
-    for name in sections.names:
-        section = AnnData(counts[sections.rows(name)].astype(np.float32))
-        section.var["position"] = np.arange(section.n_vars)
-        sc.pp.filter_cells(section, min_counts=1)
-        sc.pp.filter_genes(section, min_counts=1)
-        if section.n_obs < 2:
-            msg = f"section {name!r} has {section.n_obs} spots with counts; at least 2 are needed"
-            raise ValueError(msg)
-        sc.pp.normalize_total(section)
-        sc.pp.log1p(section)
-        sc.pp.highly_variable_genes(section, n_top_genes=min(n_top_genes, section.n_vars))
-        variable[section.var["position"][section.var["highly_variable"]]] = True
+    with threads_kept():
+        for name in sections.names:
+            section = AnnData(counts[sections.rows(name)].astype(np.float32))
+            section.var["position"] = np.arange(section.n_vars)
+            sc.pp.filter_cells(section, min_counts=1)
+            sc.pp.filter_genes(section, min_counts=1)
+            if section.n_obs < 2:
+                msg = f"section {name!r} has {section.n_obs} spots with counts; at least 2 are needed"
+                raise ValueError(msg)
+            sc.pp.normalize_total(section)
+            sc.pp.log1p(section)
+            sc.pp.highly_variable_genes(section, n_top_genes=min(n_top_genes, section.n_vars))
+            variable[section.var["position"][section.var["highly_variable"]]] = True
     return variable
 
 
