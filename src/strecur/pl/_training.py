@@ -64,13 +64,13 @@ def training(
     if not isinstance(history, pd.DataFrame):
         msg = f"expected a fitted model or its history (a DataFrame), got {type(model).__name__} without one"
         raise TypeError(msg)
+    if history.empty:
+        msg = "the history has no epochs; the training was interrupted before the first one was over"
+        raise ValueError(msg)
     absent = [name for name in ("epoch", "train_loss", "learning_rate") if name not in history]
     if absent:
         msg = f"the history has no column {absent}; there are {list(history.columns)}"
         raise KeyError(msg)
-    if history.empty:
-        msg = "the history has no epochs"
-        raise ValueError(msg)
     metrics = [name for name in history if str(name).startswith("validation_")]
     n_panels = 2 + len(metrics)
     if ax is None:

@@ -13,7 +13,7 @@ from strecur.nn.halting import RECIPES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from strecur.models._network import Architecture
+    from strecur.models._network import Architecture, Backbone
 
 
 def require_model(model: object, *kinds: type) -> None:
@@ -51,11 +51,14 @@ def check_training(
     check_whole("rng", rng, least=0)
 
 
-def check_halting(halting: str | None, task: str) -> None:
-    """Name the recipes that fit the task."""
+def check_halting(halting: str | None, task: str, backbone: Backbone | None) -> None:
+    """Name the recipes that fit the task, and refuse a backbone without the token that tells when to stop."""
     fitting = [name for name, recipe in RECIPES.items() if recipe.task in (task, "any")]
     if halting is not None and (not isinstance(halting, str) or halting not in fitting):
         msg = f"halting={halting!r} does not fit {task}; choose one of {fitting}, or None"
+        raise ValueError(msg)
+    if halting is not None and getattr(backbone, "n_global", 1) == 0:
+        msg = f"halting={halting!r} is read from a global token, and {backbone} has none; choose halting=None or n_global=1"
         raise ValueError(msg)
 
 

@@ -199,7 +199,7 @@ def train_domains(
         max_epochs, halting = max_epochs or EPOCHS, None
     architecture = resolve_architecture(architecture)
     backbone = resolve_backbone(backbone, grid.layout)
-    check_halting(halting, "domains")
+    check_halting(halting, "domains", backbone)
     n_epochs = count_epochs(max_epochs, len(training))
     tile = plan_training(
         architecture,

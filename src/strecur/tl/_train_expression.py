@@ -203,7 +203,6 @@ def train_expression(
         architecture, backbone = hist_network(backbone)
         max_epochs = max_epochs or EPOCHS
     architecture = None if is_linear else resolve_architecture(architecture)
-    check_halting(halting, "expression")
     embedded = read_embedded(read_measured(adata, table_key), use_rep, library_key)
     split = split_sections(embedded, layer, validation, rng)
     part, sections, grid = embedded.table, embedded.sections, embedded.grid
@@ -212,6 +211,7 @@ def train_expression(
         options = {"target": target, "size_factor_key": size_factor_key, "halting": halting}
         backbone = counts.check_counts(architecture, backbone, **options)
     backbone = None if is_linear else resolve_backbone(backbone, grid.layout)
+    check_halting(halting, "expression", backbone)
     n_epochs = count_epochs(max_epochs, len(split.training))
     if not is_linear:
         tile = plan_training(
