@@ -345,7 +345,7 @@ for name in ("tl.train_domains", "tl.train_expression"):
     refused(name, "an unknown architecture", ValueError, "choose one of", architecture="cnn")
     refused(name, "an unknown backbone", ValueError, "choose one of", backbone="resnet")
     refused(name, "a halting recipe of the other task", ValueError, "choose one of", halting="pcc" if "dom" in name else "loss_proxy")
-    refused(name, "halting without a global token", ValueError, "choose halting=None or n_global=1", halting="random_k", backbone=WindowedConfig(n_global=0))
+    refused(name, "halting without a global token", ValueError, "choose halting=None, or n_global=1", halting="random_k", backbone=WindowedConfig(n_global=0))
     refused(name, "a list as halting recipe", ValueError, "choose one of", halting=["random_k"])
     refused(name, "`max_epochs=0`", ValueError, "at least one", max_epochs=0)
     refused(name, "`max_minutes=0`", ValueError, "must be positive", max_minutes=0)

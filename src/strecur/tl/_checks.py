@@ -58,7 +58,7 @@ def check_halting(halting: str | None, task: str, backbone: Backbone | None) -> 
         msg = f"halting={halting!r} does not fit {task}; choose one of {fitting}, or None"
         raise ValueError(msg)
     if halting is not None and getattr(backbone, "n_global", 1) == 0:
-        msg = f"halting={halting!r} is read from a global token, and {backbone} has none; choose halting=None or n_global=1"
+        msg = f"halting={halting!r} is read from a global token; choose halting=None, or n_global=1 in {backbone}"
         raise ValueError(msg)
 
 
