@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -376,6 +376,8 @@ def _feed(digest: hashlib._Hash, value: object) -> None:
         for entry in value:
             _feed(digest, entry)
     elif hasattr(value, "__dict__") and type(value).__module__.startswith("strecur"):
-        _feed(digest, vars(value))
+        # what is computed once and kept is no part of the value
+        kind = type(value)
+        _feed(digest, {k: v for k, v in vars(value).items() if not isinstance(getattr(kind, k, None), cached_property)})
     else:
         digest.update(repr(value).encode())

@@ -77,6 +77,10 @@ def test_what_only_looks_takes_it_too(done):
     st.tl.calibrate(sdata, domains, "domain", **quick)
     st.tl.calibrate_halting(sdata, domains, **quick, depth=2)
     st.tl.calibrate_expression(sdata, expression, **quick)
+    options = {"architectures": "feedforward", "seeds": (0,), "groups": ["S2"]}
+    training = {**SMALL, "n_components": 6, "validation": None}
+    table = st.tl.cross_validate(sdata, "domains", **quick, label_key="domain", **options, training=training)
+    assert set(table["method"]) == {"feedforward", "linear", "linear, single spots"}
     panel = st.pp.high_mean_high_variance_genes(sdata, 10, library_key="region", **where)
     assert len(panel) == 10
     found = st.get.expression(sdata, **where)
