@@ -9,8 +9,7 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # before torch is loaded: processes that run side by side have one thread each
-    for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
