@@ -12,6 +12,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _distributions_are_read_once():
+    """Fabric reads the metadata of all installed distributions whenever one is made; they stay the same."""
+    import lightning_fabric.fabric
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lightning_fabric.fabric, "_load_external_callbacks", lambda _group: [])
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of the real sections; tests that need it are skipped where it is absent."""

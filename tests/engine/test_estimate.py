@@ -52,7 +52,9 @@ def measured(task: Task, side: int) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         network = build_network(N_FEATURES, *shape, halting=None, seed=0)
         if task.training:
-            config = FitConfig(task.recursion.n_steps, max_epochs=2)
+            config = FitConfig(
+                max(2, task.recursion.n_steps), max_epochs=1
+            )  # from the second step on all moments are there
             fit(network, [part], config, fabric=fabric, augment=Augmentation(), seed=0, progress=False)
         else:
             inference = Inference(2, symmetric=False, keep_steps=False)
@@ -72,8 +74,9 @@ def test_memory_is_known_within_30_percent(case, training):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_memory_of_larger_sections_and_of_mixed_precision(training):
-    for mixed, side in ((False, 48), (True, 32)):
-        task = Task(TRM, WindowedConfig(), N_FEATURES, 7, "hex", training=training, mixed=mixed)
+    narrow = WindowedConfig(width=64, n_heads=2)  # where bf16 is not computed in hardware it is slow
+    for mixed, backbone, side in ((False, WindowedConfig(), 40), (True, narrow, 24)):
+        task = Task(TRM, backbone, N_FEATURES, 7, "hex", training=training, mixed=mixed)
         assert memory(task, side**2) == pytest.approx(measured(task, side), rel=0.3)
 
 
