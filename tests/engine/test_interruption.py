@@ -38,7 +38,7 @@ SECTIONS = [section("a", 5), section("b", 4), section("c", 6)]
 
 def make_network() -> SpotNetwork:
     torch.manual_seed(0)
-    body = WindowedBackbone(WindowedConfig(width=16, n_heads=2, window=4, n_global=1))
+    body = WindowedBackbone(WindowedConfig(width=16, n_layers=1, n_heads=2, window=4, n_global=1))
     # random starts and noise use random streams as well
     recursion = TRM(body, TRMConfig(n_latent=1, sigma=(1.0, 1.0), noise=0.1))
     return SpotNetwork(4, recursion, DomainHead(16, 2), halting="loss_proxy")
