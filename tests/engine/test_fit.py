@@ -219,6 +219,45 @@ def test_symmetries_keep_distances():
     assert len(symmetries("hex")) == 4
 
 
+def test_large_sections_are_shown_in_parts_around_known_spots():
+    spot = torch.arange(400)
+    lattice = Lattice(spot // 20, spot % 20, (400,), "square")
+    target = torch.where((spot // 20 < 2) & (spot % 20 < 2), 1, -1)  # a corner is annotated
+    views = {1: spot[:, None] + 0.5}
+    part = Section("a", spot[:, None].float(), lattice, target, views)
+    augment = Augmentation(noise=0, drop=0, hide=0, symmetric=False, max_spots=50)
+    generator = torch.Generator().manual_seed(0)
+    shown = [augment(part, generator) for _ in range(20)]
+    for some in shown:
+        chosen = some.features_NF[:, 0].long()
+        assert len(chosen.unique()) == 50
+        # everything belongs to the same spots, which stay in their cells
+        assert torch.equal(some.target_N, target[chosen])
+        assert torch.equal(some.lattice.row_N * 20 + some.lattice.col_N, chosen)
+        assert some.lattice.length_S == (50,)
+        # a quarter of a disc around a spot of the corner
+        assert (some.target_N >= 0).any()
+        assert (some.lattice.row_N**2 + some.lattice.col_N**2).max() <= (1.5 + 9) ** 2
+    assert len({tuple(some.features_NF[:, 0].tolist()) for some in shown}) > 1
+    turned = Augmentation(noise=0, drop=0, hide=0, max_spots=50)
+    parts = [turned(part, generator) for _ in range(30)]
+    assert any((some.features_NF % 1 == 0.5).all() for some in parts)
+    assert all(len(some.features_NF) == 50 for some in parts)
+    # a section that is small enough is shown whole
+    whole = replace(augment, max_spots=400)(part, generator)
+    assert torch.equal(whole.features_NF, part.features_NF)
+
+
+def test_parts_of_measured_sections_have_a_measured_spot():
+    spot = torch.arange(100)
+    target = torch.full((100, 3), torch.nan)
+    target[97] = 1.0
+    part = Section("a", torch.zeros(100, 1), Lattice(spot // 10, spot % 10, (100,), "square"), target)
+    for _ in range(5):
+        some = Augmentation(max_spots=4)(part, torch.Generator().manual_seed(0))
+        assert (~some.target_N.isnan()).any()
+
+
 def test_noise_and_dropped_columns():
     part = replace(section(), features_NF=torch.ones(64, 1000))
     generator = torch.Generator().manual_seed(0)

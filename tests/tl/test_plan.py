@@ -73,6 +73,33 @@ def test_what_cannot_fit_raises_and_says_what_would(memory):
         plan(DenseConfig(), {"a": 20_001})
 
 
+def test_sections_shown_in_parts_need_the_memory_of_a_part(memory):
+    memory(3.42 * GB)
+    assert plan(WindowedConfig(), {"a": 250_000}) is not None
+    assert plan(WindowedConfig(), {"a": 250_000}, max_spots=4096) is None
+    # tiles that are asked for are whole
+    assert plan(WindowedConfig(), {"a": 250_000}, tile=32, max_spots=4096) == 32
+    with pytest.raises(ValueError, match="20,000.*windowed"):
+        plan(DenseConfig(), {"a": 20_001}, max_spots=4096)
+
+
+def test_domains_are_learned_from_parts_of_large_sections(sections, monkeypatch):
+    monkeypatch.setattr("strecur.tl._train_domains.VISITED_SPOTS", 60)
+    sizes = []
+    original = st.engine.Augmentation.__call__
+
+    def recorded(self, section, generator):
+        sizes.append((len(section.features_NF), len(original(self, section, generator).features_NF)))
+        return original(self, section, generator)
+
+    monkeypatch.setattr(st.engine.Augmentation, "__call__", recorded)
+    train(sections, max_epochs=1)
+    assert sorted(sizes) == [(n, min(n, 60)) for n in sorted(sections.obs["section"].value_counts())]
+    sizes.clear()
+    train(sections, max_epochs=1, tile=14)
+    assert all(before == after for before, after in sizes)
+
+
 def test_nothing_is_computed_before(sections, trained, memory, monkeypatch):
     memory(10**5)
     for module in ("_train_domains", "_train_expression"):

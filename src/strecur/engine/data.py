@@ -67,6 +67,9 @@ class Augmentation:
         Mirror (and on square lattices turn) the section at random.
     max_shift
         Move the lattice by up to this many cells, which moves the window grid.
+    max_spots
+        Show so many spots of a larger section, those nearest to one that is drawn from the spots with a target; 0: all.
+        A visit then costs as much whatever the size of the section.
     """
 
     noise: float = 0.2
@@ -74,9 +77,12 @@ class Augmentation:
     hide: float = 0.3
     symmetric: bool = True
     max_shift: int = 0
+    max_spots: int = 0
 
     def __call__(self, section: Section, generator: torch.Generator) -> Section:
         """Draw one augmented copy."""
+        if 0 < self.max_spots < len(section.features_NF):
+            section = take(section, nearest(section, self.max_spots, generator))
         choices = symmetries(section.lattice.layout)
         chosen = int(torch.randint(len(choices), (), generator=generator)) if self.symmetric else 0
         rows, cols = torch.randint(self.max_shift + 1, (2,), generator=generator).tolist()
@@ -88,6 +94,31 @@ class Augmentation:
         if self.hide:
             features = features * (torch.rand(len(features), 1, generator=generator) >= self.hide)
         return replace(section, features_NF=features)
+
+
+def nearest(section: Section, n_spots: int, generator: torch.Generator) -> Tensor:
+    """Choose the spots nearest to a random one with a target, in their order."""
+    known = (~is_missing(section.target_N)).nonzero().squeeze(1)
+    centre = known[torch.randint(len(known), (), generator=generator)]
+    position_N2 = section.lattice.position_N2
+    distance_N = (position_N2 - position_N2[centre]).square().sum(dim=1)
+    return distance_N.topk(n_spots, largest=False).indices.sort().values
+
+
+def is_missing(target_N: Tensor) -> Tensor:
+    """Which spots have no domain, or no expression of any gene."""
+    return target_N.isnan().flatten(1).any(dim=1) if target_N.is_floating_point() else target_N < 0
+
+
+def take(section: Section, spot_T: Tensor) -> Section:
+    """Some spots of a section; they stay in their cells, and so in their windows."""
+    return replace(
+        section,
+        features_NF=section.features_NF[spot_T],
+        lattice=section.lattice.take(spot_T),
+        target_N=None if section.target_N is None else section.target_N[spot_T],
+        views={element: values[spot_T] for element, values in section.views.items()},
+    )
 
 
 def require_spots(sections: Sequence[Section]) -> None:

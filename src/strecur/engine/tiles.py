@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from strecur.engine.data import is_missing, take
 from strecur.engine.estimate import n_calls_in_all
 from strecur.nn import Batch, HierarchicalConfig, HistConfig, Lattice, WindowedConfig
 
@@ -107,24 +108,15 @@ def cut_lattice(lattice: Lattice, side: int, halo: int) -> list[Tile]:
     return tiles
 
 
-def take(lattice: Lattice, spot_T: Tensor) -> Lattice:
-    """Some spots of one section; they stay in their cells, and so in their windows."""
-    return Lattice(lattice.row_N[spot_T], lattice.col_N[spot_T], (len(spot_T),), lattice.layout)
-
-
 def cut_section(section: Section, side: int, halo: int) -> list[Section]:
     """Cut a training section into tiles; spots of the halo count as unlabelled. A tile without labels is left out."""
     tiles = []
     for i, tile in enumerate(cut_lattice(section.lattice, side, halo)):
-        target_T = section.target_N[tile.spot_T]
+        part = take(section, tile.spot_T)
+        target_T = part.target_N
         target_T[~tile.inner_T] = torch.nan if target_T.is_floating_point() else -1
-        known = ~target_T.isnan().flatten(1).any(dim=1) if target_T.is_floating_point() else target_T >= 0
-        if known.any():
-            own = {element: values[tile.spot_T] for element, values in section.views.items()}
-            parts = {"features_NF": section.features_NF[tile.spot_T], "target_N": target_T, "views": own}
-            tiles.append(
-                replace(section, name=f"{section.name}/{i}", lattice=take(section.lattice, tile.spot_T), **parts)
-            )
+        if not is_missing(target_T).all():
+            tiles.append(replace(part, name=f"{section.name}/{i}"))
     return tiles
 
 
@@ -134,7 +126,7 @@ def step_in_tiles(
     """One outer step of one section, tile by tile; equal to :meth:`SpotNetwork.step` if the halo is large enough."""
     output_N, states = None, []
     for tile in tiles:
-        part = Batch(batch.features_NF[tile.spot_T], take(batch.lattice, tile.spot_T))
+        part = Batch(batch.features_NF[tile.spot_T], batch.lattice.take(tile.spot_T))
         before = replace(carry, state=tuple(state[tile.spot_T] for state in carry.state))
         output_T, _, after = network.step(part, before)
         if output_N is None:

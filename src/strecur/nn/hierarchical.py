@@ -250,6 +250,7 @@ class HierarchicalBackbone(nn.Module):
         coarse_TD = self.cycle(torch.cat([tokens, parents]), lattice.coarser, n_coarser - 1)
         tokens, parents = split_tokens(coarse_TD, lattice.coarser)
         h_TD = torch.cat([tokens, rms_norm(spots + spread_to_children(self.uncoarsen(parents), lattice))])
+        del spots, coarse_TD, parents  # large where the section is
         for layer in self.ascent:
             h_TD = layer(h_TD, lattice)
         return h_TD

@@ -43,11 +43,13 @@ class Windows:
         """
         if torch.is_grad_enabled() or len(self.blocks) == 1:
             return attend(self)
-        found = zip(*map(attend, self.blocks), strict=True)
-        return tuple(self.in_order_of_spots(torch.cat(parts)) for parts in found)
-
-    def in_order_of_spots(self, rows_N: Tensor) -> Tensor:
-        return torch.empty_like(rows_N).index_copy_(0, self.order_N, rows_N)
+        found: tuple[Tensor, ...] = ()
+        for spot_n, block in zip(self.order_N.split([len(b.site_N) for b in self.blocks]), self.blocks, strict=True):
+            parts = attend(block)
+            found = found or tuple(part.new_empty(len(self.site_N), *part.shape[1:]) for part in parts)
+            for whole_N, part_n in zip(found, parts, strict=True):
+                whole_N.index_copy_(0, spot_n, part_n)
+        return found
 
     @cached_property
     def order_N(self) -> Tensor:
@@ -113,6 +115,10 @@ class Lattice:
 
     def to(self, device: torch.device | str) -> Lattice:
         return Lattice(self.row_N.to(device), self.col_N.to(device), self.length_S, self.layout)
+
+    def take(self, spot_T: Tensor) -> Lattice:
+        """Some spots of one section; they stay in their cells, and so in their windows."""
+        return Lattice(self.row_N[spot_T], self.col_N[spot_T], (len(spot_T),), self.layout)
 
     def moved(self, *, transpose: bool, flip_row: bool, flip_col: bool, shift: tuple[int, int] = (0, 0)) -> Lattice:
         """Return one section's lattice under a symmetry, then shifted by (rows, columns).

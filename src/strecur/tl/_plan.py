@@ -46,10 +46,13 @@ def plan_training(
     n_outputs: int,
     n_epochs: int,
     tile: int | None,
+    max_spots: int = 0,
     accelerator: str | None,
     precision: str | None,
 ) -> int | None:
     """Tell what a training will take; return the side of its tiles, or None for whole sections.
+
+    A visit shows at most ``max_spots`` of a section that is not cut into tiles; 0: all.
 
     Raises
     ------
@@ -70,8 +73,11 @@ def plan_training(
         on_cpu=device.type == "cpu",
     )
     name = check_dense_size(backbone, sizes)
+    seen = dict(sizes)
+    if tile is None and max_spots:
+        seen = {name: min(n_spots, max_spots) for name, n_spots in sizes.items()}
     free = USABLE * estimate.available_memory(device)
-    largest = sizes[name]
+    largest = seen[name]
     if tile is None and estimate.memory(task, largest) > free:
         tile = largest_tile(task, free)
         if tile is None:
@@ -83,7 +89,7 @@ def plan_training(
     if estimate.memory(task, together) > free:
         raise ValueError(too_large(task, f"{name} in tiles of {tile}", together, free))
     overlap = 1 if tile is None else spots_of_tile(task, tile) / (density(layout) * tile**2)
-    work = n_epochs * architecture.n_steps * sum(estimate.operations(task, n) for n in sizes.values()) * overlap
+    work = n_epochs * architecture.n_steps * sum(estimate.operations(task, n) for n in seen.values()) * overlap
     report(task, sizes, estimate.memory(task, together), work, device)
     return tile
 

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("strecur")
 
-MIN_HALT_STEPS = 2
+VISITED_SPOTS = 4096
+"""Spots of a section that one visit of the training shows."""
 
 
 def train_domains(
@@ -119,8 +120,8 @@ def train_domains(
         do not learn it.
     tile
         Train on tiles of so many cells of the lattice along a side, each seen with as much of its surroundings as
-        reaches it in one outer step; not given: whole sections, and tiles if one exceeds the free memory. Global tokens
-        see the tile in training and the section in prediction.
+        reaches it in one outer step, all of them in every pass; not given: a pass shows 4,096 neighbouring spots of
+        every section, elsewhere each time. Global tokens see the tile or part in training, the section in prediction.
     validation
         Sections on which the best weights are chosen and the model is calibrated (see :func:`calibrate`); ``"auto"``
         takes one if there are at least four.
@@ -201,6 +202,8 @@ def train_domains(
     backbone = resolve_backbone(backbone, grid.layout)
     check_halting(halting, "domains", backbone)
     n_epochs = count_epochs(max_epochs, len(training))
+    if augmentation is None:
+        augmentation = hist_augmentation(backbone) if as_hist else vary(backbone, tile)
     tile = plan_training(
         architecture,
         backbone,
@@ -210,6 +213,7 @@ def train_domains(
         n_outputs=len(labels),
         n_epochs=n_epochs,
         tile=tile,
+        max_spots=getattr(augmentation, "max_spots", 0),
         accelerator=accelerator,
         precision=precision,
     )
@@ -237,15 +241,14 @@ def train_domains(
     fabric = make_fabric(accelerator or settings.accelerator, devices, precision or settings.precision)
     judges = make_sections(columns, sections, grid, held_out, target)
     config = FitConfig(architecture.n_steps, max_minutes=max_minutes, max_epochs=n_epochs)
-    augment = Augmentation(max_shift=largest_shift(backbone))
     if as_hist:
-        config, augment = replace(config, **OPTIMISATION), hist_augmentation(backbone)
+        config = replace(config, **OPTIMISATION)
     history = fit(
         network,
         in_tiles(make_sections(columns, sections, grid, training, target), architecture, backbone, tile),
         config,
         fabric=fabric,
-        augment=augmentation or augment,
+        augment=augmentation,
         seed=rng,
         validate=validator(judges, architecture.n_steps, fabric) if judges else None,
         progress=settings.progress if progress is None else progress,
@@ -273,6 +276,11 @@ def train_domains(
         if (judged_N >= 0).any():
             calibrate_on(model, proba_NC, judged_N)
     return model
+
+
+def vary(backbone: Backbone, tile: int | None) -> Augmentation:
+    """Change sections from visit to visit; those that are not cut into tiles are shown in parts."""
+    return Augmentation(max_shift=largest_shift(backbone), max_spots=0 if tile else VISITED_SPOTS)
 
 
 def validator(judges: Sequence[Section], depth: int, fabric: object) -> object:
