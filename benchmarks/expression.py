@@ -18,13 +18,15 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+from expression_peers import predict_by_contrast, predict_by_transformer
 
 import strecur as st
 from strecur.models.linear import retrieve, smooth
 from strecur.pp._neighbourhood import physical_positions
 from strecur.tl._embedded import input_of, read_embedded
 
-METHODS = ("linear", "feedforward", "universal", "trm")
+METHODS = ("linear", "HisToGene-style", "BLEEP-style", "feedforward", "universal", "trm")
+PEERS = METHODS[1:3]
 SCORES = ["pcc_10", "pcc_50", "pcc_300", "pcc_300_depth_normalised", "mse", "rvd"]
 
 
@@ -71,6 +73,20 @@ def linear_methods(train: ad.AnnData, test: ad.AnnData, genes: list[str]) -> dic
     return found
 
 
+def peer(name: str, train: ad.AnnData, test: ad.AnnData, genes: list[str], seed: int) -> np.ndarray:
+    """Methods of others on the features of the networks: components of the embedding with their neighbourhoods."""
+    model = st.tl.train_expression(train, library_key="section", genes=genes, architecture="linear", progress=False)
+    known, query = (read_embedded(part, "X_patch", "section") for part in (train, test))
+    (*_, known_NF, _), (*_, query_MF, _) = (input_of(model.features, part) for part in (known, query))
+    log_NG = model.measure(train)
+    if name == "BLEEP-style":
+        return predict_by_contrast(known_NF, log_NG, query_MF, seed)
+    cells_N2, cells_M2 = (np.column_stack([part.grid.row, part.grid.col]).astype(np.int64) for part in (known, query))
+    rows = [known.sections.rows(section) for section in known.sections.names]
+    parts = [(known_NF[own], cells_N2[own], log_NG[own]) for own in rows]
+    return predict_by_transformer(parts, (query_MF, cells_M2), seed)
+
+
 def run(train: ad.AnnData, test: ad.AnnData, method: str, seed: int, options: argparse.Namespace) -> list[dict]:
     """Train and score one method on one fold."""
     genes = choose_panel(train, options.genes)
@@ -78,6 +94,8 @@ def run(train: ad.AnnData, test: ad.AnnData, method: str, seed: int, options: ar
     start = time.perf_counter()
     if method == "linear":
         found = linear_methods(train, test, genes)
+    elif method in PEERS:
+        found = {method: peer(method, train, test, genes, seed)}
     else:
         model = st.tl.train_expression(
             train, library_key="section", genes=genes, architecture=method, rng=seed, progress=False
