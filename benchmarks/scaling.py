@@ -31,6 +31,7 @@ QUADRATIC = ("canvas", "dense")
 PHASES = ("inference", "training step")
 N_FEATURES, N_DOMAINS, GENE_SPOTS = 50, 7, 4_000
 N_TRAINING_CELLS = 2_500  # as wide as seven bands, so that every domain is there
+PART = 1_000
 
 
 def peak_gb() -> float:
@@ -260,7 +261,9 @@ def half_a_million(backbone: str, n_cells: int, *, all_views: bool) -> None:
     for adata in (small, large):
         st.pp.to_grid(adata)
     report("pp.to_grid")
-    model = st.tl.train_domains(small, "domain", use_rep="X_pca", backbone=backbone, max_epochs=60, progress=False)
+    parts = st.engine.Augmentation(noise=0, drop=0, hide=0, max_spots=PART)
+    options = {"use_rep": "X_pca", "backbone": backbone, "augmentation": parts, "max_epochs": 40, "progress": False}
+    model = st.tl.train_domains(small, "domain", **options)
     report(f"tl.train_domains on {small.n_obs:,} cells")
     st.tl.trm_domains(large, model, symmetric=False, progress=False)
     report("tl.trm_domains, one view")
