@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 import strecur as st
+from strecur.engine import Augmentation
 from strecur.models._network import resolve_backbone
 from strecur.tl._plan import largest_shift
 
@@ -42,7 +43,7 @@ def train_domains(train: ad.AnnData, options: argparse.Namespace, **settings: ob
     """Train on the annotated sections."""
     if settings["architecture"] != "hist":
         shift = largest_shift(resolve_backbone(settings["backbone"], "hex"))
-        settings["augmentation"] = st.engine.Augmentation(max_shift=shift, max_spots=PART)
+        settings["augmentation"] = Augmentation(max_shift=shift, max_spots=PART)
     return st.tl.train_domains(train, "domain", size_factor_key=options.size_factor_key, **settings)
 
 

@@ -236,6 +236,7 @@ def half_a_million(backbone: str, n_cells: int, *, all_views: bool) -> None:
     import anndata as ad
 
     import strecur as st
+    from strecur.engine import Augmentation
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rng = np.random.default_rng(0)
@@ -261,7 +262,7 @@ def half_a_million(backbone: str, n_cells: int, *, all_views: bool) -> None:
     for adata in (small, large):
         st.pp.to_grid(adata)
     report("pp.to_grid")
-    parts = st.engine.Augmentation(noise=0, drop=0, hide=0, max_spots=PART)
+    parts = Augmentation(noise=0, drop=0, hide=0, max_spots=PART)
     options = {"use_rep": "X_pca", "backbone": backbone, "augmentation": parts, "max_epochs": 40, "progress": False}
     model = st.tl.train_domains(small, "domain", **options)
     report(f"tl.train_domains on {small.n_obs:,} cells")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import strecur as st
-from strecur.engine import estimate
+from strecur.engine import Augmentation, estimate
 from strecur.models._network import BACKBONES, to_json
 from strecur.nn import DenseConfig, HierarchicalConfig, Lattice, PatchConfig, TRMConfig, WindowedConfig
 from strecur.tl import _plan
@@ -86,13 +86,13 @@ def test_sections_shown_in_parts_need_the_memory_of_a_part(memory):
 def test_domains_are_learned_from_parts_of_large_sections(sections, monkeypatch):
     monkeypatch.setattr("strecur.tl._train_domains.VISITED_SPOTS", 60)
     sizes = []
-    original = st.engine.Augmentation.__call__
+    original = Augmentation.__call__
 
     def recorded(self, section, generator):
         sizes.append((len(section.features_NF), len(original(self, section, generator).features_NF)))
         return original(self, section, generator)
 
-    monkeypatch.setattr(st.engine.Augmentation, "__call__", recorded)
+    monkeypatch.setattr(Augmentation, "__call__", recorded)
     train(sections, max_epochs=1)
     assert sorted(sizes) == [(n, min(n, 60)) for n in sorted(sections.obs["section"].value_counts())]
     sizes.clear()
