@@ -3,17 +3,22 @@
     python benchmarks/expression.py --data ../shared/data/her2st --sections C2 C3 C4 C5 --encoder efficientnet-lite0
     python benchmarks/expression.py --data ../shared/data/mob --sections Rep8 Rep11 --patch-px 80
     python benchmarks/expression.py --data ../shared/data/mob_st2k --sections MOB1 MOB2 MOB3 --test MOB3 --patch-px 36
+    python benchmarks/expression.py --data HER2ST --protocol her2st-b1-v1 --genes her2st-300-training-v1
 
 embeds the patches of ``images/<section>.jpg`` (once; they are kept in a folder), trains on all sections but one,
 predicts that one, and prints the scores. Everything, the gene panel too, is fitted on the training sections. What is
-in the table already is not computed again.
+in the table already is not computed again. ``--protocol`` takes the folds of a published protocol, with its sections
+for validation, on which the weights of the networks are chosen (``strecur.datasets.read_split``; genes:
+``strecur.datasets.read_genes``). Scores are means over the sections that are predicted.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
@@ -25,15 +30,40 @@ from strecur.models.linear import retrieve, smooth
 from strecur.pp._neighbourhood import physical_positions
 from strecur.tl._embedded import input_of, read_embedded
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
 METHODS = ("linear", "HisToGene-style", "BLEEP-style", "feedforward", "universal", "trm")
 PEERS = METHODS[1:3]
 SCORES = ["pcc_10", "pcc_50", "pcc_300", "pcc_300_depth_normalised", "mse", "rvd"]
 
 
-def read_sections(options: argparse.Namespace) -> ad.AnnData:
+@dataclass(frozen=True)
+class Fold:
+    """Sections to train on, to choose the weights on (may be none), and to predict."""
+
+    train: list[str]
+    validation: list[str]
+    test: list[str]
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return iter((self.train, self.validation, self.test))
+
+
+def make_folds(options: argparse.Namespace) -> dict[str, Fold]:
+    """Folds of the protocol, or one for every section that is held out."""
+    if options.protocol is None:
+        tests = options.test or options.sections
+        return {test: Fold([s for s in options.sections if s != test], [], [test]) for test in tests}
+    split = st.datasets.read_split(options.protocol)
+    parts = ("train", "validation", "test")
+    return {fold: Fold(*(split.index[split[fold] == part].tolist() for part in parts)) for fold in split.columns}
+
+
+def read_sections(options: argparse.Namespace, names: Sequence[str] | None = None) -> ad.AnnData:
     """Join the embedded sections on their common genes, and put them on their lattice."""
     parts = {}
-    for name in options.sections:
+    for name in names or options.sections:
         cached = options.cache / f"{options.data.name}_{name}.h5ad"
         if not cached.exists():
             section = ad.read_h5ad(options.data / f"{name}.h5ad")
@@ -49,10 +79,12 @@ def read_sections(options: argparse.Namespace) -> ad.AnnData:
     return adata
 
 
-def choose_panel(train: ad.AnnData, n_genes: int) -> list[str]:
-    """Choose the genes on the training sections; mitochondrial and ribosomal ones are told by their symbols."""
+def choose_panel(train: ad.AnnData, genes: int | str) -> list[str]:
+    """Choose so many genes on the training sections, without mitochondrial and ribosomal ones, or read a list."""
+    if not str(genes).isdecimal():
+        return [gene for gene in st.datasets.read_genes(genes) if gene in train.var_names]
     symbols = "symbol" if "symbol" in train.var else None
-    return st.pp.high_mean_high_variance_genes(train, n_genes, library_key="section", gene_symbols=symbols)
+    return st.pp.high_mean_high_variance_genes(train, int(genes), library_key="section", gene_symbols=symbols)
 
 
 def linear_methods(train: ad.AnnData, test: ad.AnnData, genes: list[str]) -> dict[str, np.ndarray]:
@@ -87,8 +119,9 @@ def peer(name: str, train: ad.AnnData, test: ad.AnnData, genes: list[str], seed:
     return predict_by_transformer(parts, (query_MF, cells_M2), seed)
 
 
-def run(train: ad.AnnData, test: ad.AnnData, method: str, seed: int, options: argparse.Namespace) -> list[dict]:
+def run(adata: ad.AnnData, fold: Fold, method: str, seed: int, options: argparse.Namespace) -> list[dict]:
     """Train and score one method on one fold."""
+    train, test = (adata[adata.obs["section"].isin(part)].copy() for part in (fold.train, fold.test))
     genes = choose_panel(train, options.genes)
     truth = np.log2(test[:, genes].X.toarray() + 1)
     start = time.perf_counter()
@@ -97,15 +130,16 @@ def run(train: ad.AnnData, test: ad.AnnData, method: str, seed: int, options: ar
     elif method in PEERS:
         found = {method: peer(method, train, test, genes, seed)}
     else:
-        model = st.tl.train_expression(
-            train, library_key="section", genes=genes, architecture=method, rng=seed, progress=False
-        )
+        seen = adata[adata.obs["section"].isin(fold.train + fold.validation)].copy()
+        settings = {"library_key": "section", "validation": fold.validation or "auto", "rng": seed, "progress": False}
+        model = st.tl.train_expression(seen, genes=genes, architecture=method, **settings)
         st.tl.predict_expression(test, model, library_key="section", progress=False)
         found = {method: test.obsm["trm_expression"]}
     seconds = time.perf_counter() - start
     rows = []
     for name, predicted in found.items():
-        scores = st.metrics.expression_scores(truth, predicted)
+        own = [(test.obs["section"] == section).to_numpy() for section in fold.test]
+        scores = pd.DataFrame([st.metrics.expression_scores(truth[spots], predicted[spots]) for spots in own]).mean()
         rows.append({"method": name, "seed": seed, **{k: scores[k] for k in SCORES}, "seconds": seconds})
     return rows
 
@@ -126,28 +160,29 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sections", nargs="+", required=True)
+    parser.add_argument("--sections", nargs="+", help="each of them is held out in turn")
+    parser.add_argument("--protocol", help="in place of --sections: folds of a published protocol")
     parser.add_argument("--test", nargs="+", help="sections to hold out; by default each in turn")
     parser.add_argument("--encoder", default="efficientnet-lite0")
     parser.add_argument("--patch-px", type=float, default=224)
-    parser.add_argument("--genes", type=int, default=300)
+    parser.add_argument("--genes", default=300, help="number, or name of a published list")
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--cache", type=Path, default=Path("benchmarks/results/embedded"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/expression.csv"))
     options = parser.parse_args()
 
-    adata = read_sections(options)
+    folds = make_folds(options)
+    names = {name for fold in folds.values() for part in fold for name in part}
+    adata = read_sections(options, sorted(names))
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
-    for section in options.test or options.sections:
-        train = adata[adata.obs["section"] != section].copy()
-        test = adata[adata.obs["section"] == section].copy()
+    for name, fold in folds.items():
         for seed in options.seeds:
             for method in options.methods:
-                setting = {"data": options.data.name, "test": section, "encoder": options.encoder}
+                setting = {"data": options.data.name, "test": name, "encoder": options.encoder}
                 if is_done(done, setting | {"method": method, "seed": seed}):
                     continue
-                rows = pd.DataFrame(run(train, test, method, seed, options)).assign(**setting)
+                rows = pd.DataFrame(run(adata, fold, method, seed, options)).assign(**setting)
                 done = pd.concat([done, rows], ignore_index=True)
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 done.to_csv(options.out, index=False)
