@@ -18,6 +18,7 @@ from strecur.nn.genar_targets import (
     clip_counts,
     derive_scales,
     expected_count,
+    expected_log2,
     gaussian_labels,
     gaussian_nll_loss,
     group_of,
@@ -165,6 +166,7 @@ def test_gaussian_likelihood_agrees_with_the_normal_distribution(counts):
     logits = torch.randn(N_SPOTS, N_GENES, VOCABULARY, generator=generator())
     mean = logits.softmax(dim=-1) @ torch.arange(float(VOCABULARY))
     torch.testing.assert_close(expected_count(logits), mean)
+    torch.testing.assert_close(expected_log2(logits), logits.softmax(dim=-1) @ (torch.arange(VOCABULARY) + 1.0).log2())
     expected = -torch.distributions.Normal(mean, (0.01 * mean + 1).sqrt()).log_prob(counts)
     got = [gaussian_nll_loss(logits, counts, normalized=normalized) for normalized in (False, True)]
     torch.testing.assert_close(got[0], expected.sum(dim=1).mean())
@@ -376,7 +378,7 @@ def test_pitfall_65_greedy_decoding_is_deterministic(last_loss, condition):
     assert torch.equal(torch.random.get_rng_state(), state)
     for again in (net.decode(condition), net.eval().decode(condition), net.decode(condition, max_tokens=1)):
         assert torch.equal(first.counts_NG, again.counts_NG)
-        torch.testing.assert_close(first.expected_NG, again.expected_NG)
+        torch.testing.assert_close(first.log2_NG, again.log2_NG)
     assert first.counts_NG.dtype == torch.int64
 
 
@@ -434,8 +436,12 @@ def test_samples_are_reproducible_and_sharpen_as_the_temperature_falls(condition
 
 
 def test_tokens_after_the_gaussian_likelihood_are_rounded_means(condition):
-    generated = network(last_loss="gaussian_nll").decode(condition)
-    assert torch.equal(generated.counts_NG, generated.expected_NG.round().long())
+    net, seen = network(last_loss="gaussian_nll"), []
+    net.head.register_forward_hook(lambda _, __, logits: seen.append(logits))
+    generated = net.decode(condition)
+    assert torch.equal(generated.counts_NG, expected_count(seen[-1]).round().long())
+    # around 7.5, where the mean of the logarithm is close to the logarithm of the mean
+    torch.testing.assert_close(generated.log2_NG, (expected_count(seen[-1]) + 1).log2(), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("last_loss", ["gaussian_kl", "gaussian_nll"])
@@ -453,12 +459,12 @@ def test_learns_counts_from_conditions(last_loss):
         net.loss(condition, counts, draws).total.backward()
         optimizer.step()
 
-    def error(predicted: torch.Tensor) -> float:
-        return ((predicted + 1).log2() - (counts + 1).log2()).square().mean().item()
+    def error(log_predicted: torch.Tensor) -> float:
+        return (log_predicted - (counts + 1).log2()).square().mean().item()
 
-    generated, mean = net.decode(condition), error(counts.mean(dim=0).expand_as(counts))
-    assert error(generated.counts_NG) < 0.25 * mean
-    assert error(generated.expected_NG) < 0.25 * mean
+    generated, mean = net.decode(condition), error((counts.mean(dim=0).expand_as(counts) + 1).log2())
+    assert error((generated.counts_NG + 1).log2()) < 0.25 * mean
+    assert error(generated.log2_NG) < 0.25 * mean
 
 
 def test_divergence_is_zero_for_the_labels_themselves(counts):

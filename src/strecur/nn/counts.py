@@ -100,13 +100,14 @@ class CountHead(nn.Module):
         """Most probable counts."""
         return self.in_panel_order(self.genar.decode(self.normalise(condition_NC)))
 
-    def sample(self, condition_NC: Tensor, generator: torch.Generator) -> Generated:
+    def sample(self, condition_NC: Tensor, generator: torch.Generator, *, temperature: float = 1.0) -> Generated:
         """Counts drawn at random."""
-        return self.in_panel_order(self.genar.sample(self.normalise(condition_NC), generator))
+        drawn = self.genar.sample(self.normalise(condition_NC), generator, temperature=temperature)
+        return self.in_panel_order(drawn)
 
     def in_panel_order(self, generated: Generated) -> Generated:
         place_G = self.order_G.argsort()
-        return Generated(generated.counts_NG[:, place_G], generated.expected_NG[:, place_G])
+        return Generated(generated.counts_NG[:, place_G], generated.log2_NG[:, place_G])
 
 
 class CountNetwork(SpotNetwork):

@@ -18,6 +18,7 @@ from strecur.nn.genar_layers import Block, FiLM, initialise, modulate, random_st
 from strecur.nn.genar_targets import (
     clip_counts,
     expected_count,
+    expected_log2,
     gaussian_labels,
     gaussian_logits,
     gaussian_nll_loss,
@@ -101,13 +102,13 @@ class Generated:
     ----------
     counts_NG
         Tokens of the last scale, int64.
-    expected_NG
-        Mean of the last scale's distribution, float32: smoother than a token and never tied. A ``"gaussian_kl"`` model
-        learns a mean of .52 for a count of zero.
+    log2_NG
+        Mean of log2(count + 1) over the last scale's distribution, float32: smoother than a token and never tied, so
+        that it is what errors and correlations are computed from.
     """
 
     counts_NG: Tensor
-    expected_NG: Tensor
+    log2_NG: Tensor
 
 
 Choose = Callable[[Tensor], Tensor]  # logits (N, P, V) to tokens (N, P)
@@ -250,14 +251,14 @@ class GenAR(nn.Module):
         """Generate spots in batches, each with what chooses the tokens of so many spots, and without dropout."""
         was_training = self.training
         self.eval()
-        counts, expected = [], []
+        counts, logs = [], []
         for part_NC in condition_NC.split(max(max_tokens // self.config.longest_sequence, 1)):
             choose = choose_for(len(part_NC))
-            logits_NGV = self.run(part_NC, choose)[-1]
-            counts.append(choose(self.token_logits(logits_NGV)))
-            expected.append(expected_count(logits_NGV))
+            logits_NGV = self.token_logits(self.run(part_NC, choose)[-1])
+            counts.append(choose(logits_NGV))
+            logs.append(expected_log2(logits_NGV))
         self.train(was_training)
-        return Generated(torch.cat(counts), torch.cat(expected))
+        return Generated(torch.cat(counts), torch.cat(logs))
 
     def token_logits(self, logits_NGV: Tensor) -> Tensor:
         """What the last scale says of tokens: after ``"gaussian_nll"`` only the mean of its output means something."""

@@ -80,7 +80,13 @@ def gaussian_labels(counts_NG: Tensor, vocabulary: int) -> Tensor:
 def expected_count(logits_NGV: Tensor) -> Tensor:
     """Mean token of the predicted distribution (the paper's count head); (N, G)."""
     token_V = torch.arange(logits_NGV.shape[-1], dtype=logits_NGV.dtype, device=logits_NGV.device)
-    return (logits_NGV.softmax(dim=-1) * token_V).sum(dim=-1)
+    return logits_NGV.softmax(dim=-1) @ token_V
+
+
+def expected_log2(logits_NGV: Tensor) -> Tensor:
+    """Mean of log2(count + 1) over the predicted distribution, (N, G)."""
+    token_V = torch.arange(logits_NGV.shape[-1], dtype=logits_NGV.dtype, device=logits_NGV.device)
+    return logits_NGV.softmax(dim=-1) @ (token_V + 1).log2()
 
 
 def predicted_variance(mean_NG: Tensor) -> Tensor:
