@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from strecur.nn.genar_layers import Block, FiLM, initialise, modulate, random_state_from
+from strecur.nn.genar_layers import Block, FiLM, TiltedShares, initialise, modulate, random_state_from
 from strecur.nn.genar_targets import (
     clip_counts,
     expected_count,
@@ -24,6 +24,7 @@ from strecur.nn.genar_targets import (
     gaussian_nll_loss,
     group_of,
     kl_loss,
+    log_shares,
     nearest_token,
     pool,
     predicted_variance,
@@ -55,6 +56,8 @@ class Scale(nn.Module):
                 nn.LayerNorm(width),
                 nn.Dropout(config.dropout),
             )
+        if config.linear_start:
+            self.linear = TiltedShares(config.condition_width, self.n_groups, config.vocabulary)
         if not self.is_last:
             self.project = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.Dropout(config.dropout))
 
@@ -151,8 +154,16 @@ class GenAR(nn.Module):
         self.head = nn.Linear(config.width, config.vocabulary)
         initialise(self, config.width)
         self.film.start_as_identity()  # after everything was drawn
+        if config.linear_start:
+            for scale in self.scales:
+                scale.linear.start_untilted()
         if not config.gene_identity:
             nn.init.zeros_(self.gene.weight).requires_grad_(requires_grad=False)
+
+    def set_shares(self, counts_NG: Tensor) -> None:
+        """Let the linear model begin at the shares of the tokens among training spots."""
+        for scale in self.scales:
+            scale.linear.log_share_PV.copy_(log_shares(counts_NG, scale.n_groups, self.config.vocabulary))
 
     def forward(self, condition_NC: Tensor, counts_NG: Tensor) -> list[Tensor]:
         """Logits (N, P, V) of every scale given the true tokens of the coarser ones (teacher forcing)."""
@@ -177,7 +188,8 @@ class GenAR(nn.Module):
             h_NLD = block(h_NLD, condition_NC)
         modulation = self.head_modulation(F.silu(condition_NC))[:, None].chunk(2, dim=-1)
         h_NPD = modulate(h_NLD[:, -scale.n_groups :], *modulation)
-        return self.head(self.film(h_NPD, identity_PD)).float()
+        logits_NPV = self.head(self.film(h_NPD, identity_PD)).float()
+        return logits_NPV + scale.linear(condition_NC) if self.config.linear_start else logits_NPV
 
     def loss(self, condition_NC: Tensor, counts_NG: Tensor, generator: torch.Generator) -> GenARLoss:
         """Mean of the losses of all scales; dropout is drawn from ``generator``."""
@@ -186,6 +198,10 @@ class GenAR(nn.Module):
             outputs = self(condition_NC, counts_NG)
         loss_S = torch.stack([self.scale_loss(logits_NPV, counts_NG) for logits_NPV in outputs])
         return GenARLoss(loss_S.mean(), loss_S.detach(), n_clipped)
+
+    def linear_loss(self, condition_NC: Tensor, counts_NG: Tensor) -> Tensor:
+        """Loss of the linear model of single genes, weighed as their scale; cheap, and so for all spots."""
+        return self.scales[-1].linear.loss(condition_NC, counts_NG) / len(self.scales)
 
     def scale_loss(self, logits_NPV: Tensor, counts_NG: Tensor) -> Tensor:
         """Loss of one scale, which its number of groups tells."""
@@ -197,7 +213,7 @@ class GenAR(nn.Module):
             return gaussian_nll_loss(logits_NPV, counts_NG, normalized=normalized)
         if self.config.last_loss == "cross_entropy":
             return kl_loss(logits_NPV, soft_labels(counts_NG, vocabulary), normalized=normalized)
-        return kl_loss(logits_NPV, gaussian_labels(counts_NG, vocabulary), normalized=normalized)
+        return kl_loss(logits_NPV, gaussian_labels(counts_NG, vocabulary, self.config.softness), normalized=normalized)
 
     def decode(self, condition_NC: Tensor, *, max_tokens: int = 32_768) -> Generated:
         """Generate the most probable token at every scale; the lowest one if several are.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from strecur.nn.genar_targets import derive_scales
+from strecur.nn.genar_targets import OFFSET, SLOPE, derive_scales
 from strecur.nn.recursion import TRMConfig
 
 # Tokens of the released code. Cost is linear in them, so that one extreme count must not decide it.
@@ -48,10 +48,17 @@ class GenARConfig:
     last_loss
         For single genes, ``"gaussian_kl"`` compares the tokens with a Gaussian around the true count (released code),
         ``"gaussian_nll"`` fits the mean token (the paper), ``"cross_entropy"`` wants the true token alone.
+    softness
+        Standard deviation of that Gaussian, as a share of the count plus a constant. The constant blurs small counts:
+        with the 1 of the released code, a model of nothing but zeros draws other counts almost every second time.
     normalized
         Mean instead of sum over the gene groups of a scale, so that all scales weigh the same.
     gene_identity
         Let the last layer and the last scale know which gene is which beyond its position.
+    linear_start
+        Add a linear model to the logits: how often each gene group has each count in the training spots, tilted to
+        higher or lower counts by a linear function of the condition. It learns from all spots of a section, which is
+        cheap, and leaves to the transformer what it does not tell. The paper has none.
     n_groups
         Clusters of genes expressed alike that decide the order of the genes, before large ones are split.
     spots_per_step
@@ -69,14 +76,17 @@ class GenARConfig:
     dropout: float = 0.1
     drop_path: float = 0.1
     last_loss: LastLoss = "gaussian_kl"
+    softness: tuple[float, float] = (0.1, 0.3)
     normalized: bool = False
     gene_identity: bool = True
+    linear_start: bool = True
     n_groups: int = 4
     spots_per_step: int = 32
 
     def __post_init__(self) -> None:
-        if isinstance(self.scales, list):  # when it comes from JSON
-            object.__setattr__(self, "scales", tuple(self.scales))
+        for name in ("scales", "softness"):
+            if isinstance(value := getattr(self, name), list):  # when it comes from JSON
+                object.__setattr__(self, name, tuple(value))
         if self.scales not in {"few", "paper"} and not rises(self.scales):
             msg = f"scales={self.scales!r} must rise from 1 or more to the number of genes, or be 'few' or 'paper'"
             raise ValueError(msg)
@@ -93,11 +103,16 @@ class GenARConfig:
             msg = f"last_loss={self.last_loss!r}; choose one of {list(get_args(LastLoss))}"
             raise ValueError(msg)
 
+        if len(self.softness) != 2 or self.softness[0] < 0 or self.softness[1] <= 0:
+            msg = f"softness={self.softness} must be a share from 0 on and a constant above 0, as in (0.1, 0.3)"
+            raise ValueError(msg)
+
     @classmethod
     def paper(cls, **options: object) -> GenARConfig:
         """The size of paper 002; the conditions are as wide as the transformer."""
-        size = {"width": 768, "n_layers": 8, "n_heads": 8, "condition_width": 768}
-        return cls(**{**size, "scales": "paper", "spots_per_step": 64, **options})
+        size = {"width": 768, "n_layers": 8, "n_heads": 8, "condition_width": 768, "scales": "paper"}
+        training = {"softness": (SLOPE, OFFSET), "linear_start": False, "spots_per_step": 64}
+        return cls(**{**size, **training, **options})
 
     def fitted(self, n_genes: int, largest_count: int) -> GenARConfig:
         """Fill in the scales and the vocabulary for the genes and counts of the training spots."""
