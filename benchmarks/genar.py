@@ -5,7 +5,7 @@
 
 embeds the patches (once; as ``benchmarks/expression.py`` does, with the same folder), trains on all sections but one,
 predicts that one, and prints the scores. Everything, the gene panel too, is fitted on the training sections. GenAR is
-scored three times: its mean of log2(count + 1), its most probable counts, and one draw of counts. Errors, correlations
+scored three times: its mean of log2(count + 1), its predicted counts, and one draw of counts. Errors, correlations
 and variances are those of log2(count + 1); zeros and library sizes those of counts, predictions of log2(count + 1)
 being brought back to counts. What is in the table already is not computed again.
 """
@@ -63,7 +63,7 @@ def predict(
         return {"mean": test.obsm["trm_expression"]}
     st.tl.predict_expression(test, model, library_key="section", n_samples=2, progress=False)
     counts, drawn = (np.log2(test.obsm[key] + 1) for key in ("trm_expression", "trm_expression_sample"))
-    return {"mean": test.obsm["trm_expression_log2"], "most probable": counts, "draw": drawn}
+    return {"mean": test.obsm["trm_expression_log2"], "counts": counts, "draw": drawn}
 
 
 def retrieve_neighbours(train: object, test: object, genes: list[str]) -> np.ndarray:

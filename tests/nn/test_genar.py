@@ -36,6 +36,7 @@ PAPER_SCALES = (1, 4, 8, 40, 100, 200)
 def network(scales: tuple[int, ...] = (1, 4, 8, N_GENES), seed: int = 0, **options) -> GenAR:
     torch.manual_seed(seed)
     small = {"vocabulary": VOCABULARY, "width": 16, "n_heads": 2, "condition_width": CONDITION}
+    small["decision"] = "most_probable"
     return GenAR(GenARConfig(scales, **(small | options)))
 
 
@@ -348,7 +349,13 @@ def test_encoder_reads_features_and_places():
 def test_configuration_survives_json_and_names_what_is_wrong():
     config = GenARConfig(recursion=TRMConfig(sigma=(1.0, 0.5))).fitted(200, 511)
     assert GenARConfig(**json.loads(json.dumps(asdict(config)))) == config
-    for wrong in ({"width": 97}, {"vocabulary": 1}, {"last_loss": "mse"}, {"softness": (0.1, 0.0)}):
+    for wrong in (
+        {"width": 97},
+        {"vocabulary": 1},
+        {"last_loss": "mse"},
+        {"softness": (0.1, 0.0)},
+        {"decision": "mean"},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             replace(config, **wrong)
 
@@ -462,6 +469,24 @@ def test_pitfall_65_ties_go_to_the_lowest_token(condition):
     torch.nn.init.zeros_(net.head.weight)
     net.head.bias.data[[3, 9, 12]] = 1.0
     assert (net.decode(condition).counts_NG == 3).all()
+
+
+def test_the_median_of_the_last_scale_may_be_predicted(condition):
+    """Half of the probability lies at or below it; coarser tokens stay the most probable ones."""
+    net, outputs = network(decision="median"), []
+    net.head.register_forward_hook(lambda _, __, logits: outputs.append(logits))
+    found = net.decode(condition).counts_NG
+    coarse, (*_, last) = outputs[-2], outputs
+    cumulative = last.softmax(dim=-1).cumsum(dim=-1)
+    at = cumulative.gather(-1, found[..., None])[..., 0]
+    assert (at >= 0.5).all()
+    assert ((at - last.softmax(dim=-1).gather(-1, found[..., None])[..., 0]) < 0.5).all()
+    assert not torch.equal(found, last.argmax(dim=-1))
+    greedy = network()
+    greedy.load_state_dict(net.state_dict())
+    greedy.head.register_forward_hook(lambda _, __, logits: outputs.append(logits))
+    greedy.decode(condition)
+    torch.testing.assert_close(outputs[-2], coarse)
 
 
 def test_greedy_decoding_feeds_itself(condition):

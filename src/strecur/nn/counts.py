@@ -109,7 +109,7 @@ class CountHead(nn.Module):
         return condition_NC
 
     def decode(self, condition_NC: Tensor) -> Generated:
-        """Most probable counts."""
+        """Counts that are predicted."""
         return self.in_panel_order(self.genar.decode(self.normalise(condition_NC)))
 
     def sample(self, condition_NC: Tensor, generator: torch.Generator, *, temperature: float = 1.0) -> Generated:

@@ -122,6 +122,12 @@ def most_probable(logits_NPV: Tensor) -> Tensor:
     return logits_NPV.argmax(dim=-1)
 
 
+def median(logits_NPV: Tensor) -> Tensor:
+    """Choose the lowest token of each group that at least half of the probability does not exceed."""
+    reaches_NPV = logits_NPV.softmax(dim=-1).cumsum(dim=-1) >= 0.5
+    return torch.where(reaches_NPV.any(dim=-1), reaches_NPV.int().argmax(dim=-1), logits_NPV.shape[-1] - 1)
+
+
 class GenAR(nn.Module):
     """Predict gene counts scale by scale, each from the tokens of all coarser scales and the condition of the spot.
 
@@ -216,7 +222,9 @@ class GenAR(nn.Module):
         return kl_loss(logits_NPV, gaussian_labels(counts_NG, vocabulary, self.config.softness), normalized=normalized)
 
     def decode(self, condition_NC: Tensor, *, max_tokens: int = 32_768) -> Generated:
-        """Generate the most probable token at every scale; the lowest one if several are.
+        """Generate the most probable token at every coarse scale, the lowest one if several are.
+
+        Of the last scale it is the one that the configuration asks for.
 
         Parameters
         ----------
@@ -225,7 +233,8 @@ class GenAR(nn.Module):
         max_tokens
             Positions processed at once; spots are generated in batches that fit.
         """
-        return self.generate(condition_NC, lambda _: most_probable, max_tokens)
+        last = median if self.config.decision == "median" else most_probable
+        return self.generate(condition_NC, lambda _: most_probable, max_tokens, last)
 
     def sample(
         self, condition_NC: Tensor, generator: torch.Generator, *, temperature: float = 1.0, max_tokens: int = 32_768
@@ -263,15 +272,24 @@ class GenAR(nn.Module):
         return self.generate(condition_NC, choose_for, max_tokens)
 
     @torch.no_grad()
-    def generate(self, condition_NC: Tensor, choose_for: Callable[[int], Choose], max_tokens: int) -> Generated:
-        """Generate spots in batches, each with what chooses the tokens of so many spots, and without dropout."""
+    def generate(
+        self,
+        condition_NC: Tensor,
+        choose_for: Callable[[int], Choose],
+        max_tokens: int,
+        choose_last: Choose | None = None,
+    ) -> Generated:
+        """Generate spots in batches, each with what chooses the tokens of so many spots, and without dropout.
+
+        ``choose_last`` chooses those of the last scale, if not given as those of all others.
+        """
         was_training = self.training
         self.eval()
         counts, logs = [], []
         for part_NC in condition_NC.split(max(max_tokens // self.config.longest_sequence, 1)):
             choose = choose_for(len(part_NC))
             logits_NGV = self.token_logits(self.run(part_NC, choose)[-1])
-            counts.append(choose(logits_NGV))
+            counts.append((choose_last or choose)(logits_NGV))
             logs.append(expected_log2(logits_NGV))
         self.train(was_training)
         return Generated(torch.cat(counts), torch.cat(logs))

@@ -81,7 +81,7 @@ def predict_expression(
         :func:`calibrate_expression` or on its validation sections.
     n_samples
         Of a model of counts: draw them so many times, at least twice, to see how firm they are. The prediction stays
-        the most probable one.
+        as it is.
     temperature
         Of the samples; below 1 they are closer to the most probable counts, and vary less.
     rng
@@ -110,7 +110,7 @@ def predict_expression(
         The same by the linear baseline; log2(count + 1) beside counts.
     ``obsm[f"{key}_log2"]``
         Of counts: the mean of log2(count + 1) over the predicted distributions (float32, spots × genes). Where the
-        most probable counts are nearly the same everywhere, it still tells spots apart.
+        predicted counts are nearly the same everywhere, it still tells spots apart.
     ``obsm[f"{key}_sample"]``
         With ``n_samples``: the first of the samples (int32 as the counts). Samples vary as counts do, from gene to
         gene and in their totals, but single values are worse predictions.
