@@ -71,9 +71,9 @@ class GenARConfig:
 
     scales: tuple[int, ...] | Literal["few", "paper"] = "few"
     vocabulary: int | None = None
-    width: int = 96
+    width: int = 64
     n_layers: int = 2
-    n_heads: int = 4
+    n_heads: int = 2
     mlp_ratio: float = 3.0
     condition_width: int = 96
     recursion: TRMConfig | None = None
@@ -86,7 +86,7 @@ class GenARConfig:
     gene_identity: bool = True
     linear_start: bool = True
     n_groups: int = 4
-    spots_per_step: int = 32
+    spots_per_step: int = 8
 
     def __post_init__(self) -> None:
         for name in ("scales", "softness"):

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("strecur")
 
 # Optimizer steps, however many sections there are: on two cores minutes, as a step generates a fixed number of spots.
-N_TRAINING_STEPS = 1000
-RATE = 2e-3
+N_TRAINING_STEPS = 300
+RATE = 5e-3
 
 
 def check_counts(
