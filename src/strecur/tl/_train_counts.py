@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("strecur")
 
 # Optimizer steps, however many sections there are: on two cores minutes, as a step generates a fixed number of spots.
-N_TRAINING_STEPS = 300
+N_TRAINING_STEPS = 120
 RATE = 5e-3
 
 
