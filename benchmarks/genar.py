@@ -45,6 +45,7 @@ def ablations(n_genes: int) -> dict[str, GenARConfig]:
         "GenAR, single scale": GenARConfig(scales=(n_genes,)),
         "GenAR, no gene identity": GenARConfig(gene_identity=False),
         "GenAR, cross-entropy": GenARConfig(last_loss="cross_entropy"),
+        "GenAR, no linear model": GenARConfig(linear_start=False),
     }
 
 
