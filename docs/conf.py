@@ -119,6 +119,7 @@ nitpicky = True
 # fitted parts of models, which users meet as attributes only
 nitpick_ignore = [
     ("py:class", "strecur.models._features.SpotFeatures"),
+    ("py:class", "strecur.models._counts.Draws"),
     ("py:class", "strecur.models._intervals.ExpressionErrors"),
     ("py:class", "strecur.models._targets.ExpressionTarget"),
     ("py:class", "strecur.models.linear.LinearDomains"),

@@ -564,6 +564,7 @@ refused(PREDICT, "no views of the patches", KeyError, "views=8", drop("obsm", "X
 refused(PREDICT, "a missing embedding", KeyError, "Run strecur.pp.embed_patches", drop("obsm", "X_patch"))
 refused(PREDICT, "a selection of domains", ValueError, "choose one of", selection="vote")
 refused(PREDICT, "one sample", ValueError, "0 or at least 2", model=lambda: world._count_model(), n_samples=1)
+refused(PREDICT, "samples at no temperature", ValueError, "must be positive", model=lambda: world._count_model(), n_samples=2, temperature=0.0)
 refused(PREDICT, "samples of a model without counts", ValueError, "architecture='genar'", n_samples=3)
 refused(PREDICT, "`coverage` of a model that is not calibrated", ValueError, "calibrate_expression", model=world.expression_model, coverage=0.9)
 refused(PREDICT, "stopping early without halting", ValueError, "trained without halting", model=lambda: world._count_model(), stop_early=True)

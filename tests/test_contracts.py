@@ -39,6 +39,8 @@ WRITERS = {
 # Keys of uns records that are there for some models only.
 CONDITIONAL = {
     ("obsm", "spatial"),
+    ("obsm", "trm_expression_log2"),
+    ("obsm", "trm_expression_sample"),
     ("uns", "trm_expression", "target_sum"),
     ("uns", "trm_expression", "size_factor_key"),
 }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["expression"]
 
 CARRIED = ("spatial", "grid")
+BESIDE = ("_linear", "_log2", "_sample")
 
 
 def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, table_key: str | None = None) -> AnnData:
@@ -26,7 +27,8 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
     adata
         Spots of one or several sections. They hold the results of :func:`strecur.tl.predict_expression`.
     key
-        The ``key_added`` of that call; ``f"{key}_linear"`` for the linear baseline.
+        The ``key_added`` of that call; ``f"{key}_linear"`` for the linear baseline; of a model of counts
+        ``f"{key}_log2"`` for the mean of log2(count + 1), ``f"{key}_sample"`` for counts drawn at random.
     table_key
         Table to use if ``adata`` is a SpatialData with several.
 
@@ -62,15 +64,15 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
     table = _anndata.open_table(adata, table_key=table_key, read_only=True)
     hint = "Run strecur.tl.predict_expression(adata, model, key_added=...) first."
     _anndata.require(table.obsm, key, where="obsm", hint=hint)
-    described = key if key in table.uns else key.removesuffix("_linear")
+    described = key if key in table.uns else next((key.removesuffix(s) for s in BESIDE if key.endswith(s)), key)
     _anndata.require(table.uns, described, where="uns", hint=hint)
     record = table.uns[described]
     _anndata.require(record, "var_names", where=f"uns[{described!r}]", hint=hint)
     genes = pd.Index(map(str, record["var_names"]))
     reliability = record.get("reliability", pd.DataFrame(index=genes))
     target = str(record.get("target", "log2"))
-    if target == "counts" and key != described:
-        target = "log2"  # the linear baseline beside counts
+    if target == "counts" and key not in {described, f"{described}_sample"}:
+        target = "log2"  # what stands beside counts
     values = np.asarray(table.obsm[key])
     if values.shape != (table.n_obs, len(genes)):
         msg = f"obsm[{key!r}] has shape {values.shape}, but {len(genes)} genes were predicted. {hint}"

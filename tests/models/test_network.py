@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from strecur.engine.fit import FitConfig, make_optimizer
-from strecur.models._network import BACKBONES, build_network, resolve_architecture
-from strecur.nn import DomainHead, FeedforwardConfig, Lattice, TRMConfig, UniversalConfig
+from strecur.models._network import BACKBONES, build_network, from_json, resolve_architecture, to_json
+from strecur.nn import DomainHead, FeedforwardConfig, GenARConfig, Lattice, TRMConfig, UniversalConfig
 from strecur.nn.layers import BranchEnd
 
 RECURSIVE = ["dense", "hierarchical", "windowed"]
@@ -43,3 +43,14 @@ def test_only_recursions_begin_close_to_the_identity_and_all_branches_decay():
     assert FeedforwardConfig().branch_gain == 1
     decayed, _ = make_optimizer(network := build(resolve_architecture("trm")), FitConfig(n_steps=1)).param_groups
     assert {id(end.weight) for end in branch_ends(network)} <= {id(p) for p in decayed["params"]}
+
+
+def test_models_of_counts_that_do_not_say_so_are_those_of_the_paper():
+    """Saved before there was a choice: no linear model, the released labels, the most probable count."""
+    config = GenARConfig().fitted(20, 50)
+    values = to_json(config)
+    assert from_json(dict(values)) == config
+    earlier = {name: v for name, v in values.items() if name not in {"softness", "decision", "linear_start"}}
+    loaded, paper = from_json(earlier), GenARConfig.paper()
+    assert (loaded.softness, loaded.decision, loaded.linear_start) == (paper.softness, "most_probable", False)
+    assert loaded.scales == config.scales

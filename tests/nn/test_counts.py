@@ -105,6 +105,21 @@ def test_a_section_without_counts_teaches_nothing():
     assert loss.item() == 0
 
 
+def test_the_linear_model_learns_from_all_spots_that_were_measured():
+    seen = []
+    for config in (CONFIG, replace(CONFIG, linear_start=False)):
+        net, given = (
+            build_network(5, config, BACKBONES[CONFIG], ExpressionHead, N_GENES, halting=None, seed=0),
+            section(),
+        )
+        given.target_N[::2] = torch.nan
+        net.head.genar.linear_loss = lambda condition, counts: seen.append(counts) or condition.sum() * 0
+        generator = torch.Generator().manual_seed(0)
+        net.training_step(batch_of(given), net.training_start(batch_of(given), 1, generator), generator)
+    assert [len(counts) for counts in seen] == [12], "and there is none without linear_start"
+    torch.testing.assert_close(seen[0], section().target_N[1::2])
+
+
 @both
 def test_recursion_and_generation_are_trained_together(config):
     net, given = network(config), section()

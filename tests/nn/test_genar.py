@@ -18,10 +18,12 @@ from strecur.nn.genar_targets import (
     clip_counts,
     derive_scales,
     expected_count,
+    expected_log2,
     gaussian_labels,
     gaussian_nll_loss,
     group_of,
     kl_loss,
+    log_shares,
     nearest_token,
     pool,
     soft_labels,
@@ -34,6 +36,7 @@ PAPER_SCALES = (1, 4, 8, 40, 100, 200)
 def network(scales: tuple[int, ...] = (1, 4, 8, N_GENES), seed: int = 0, **options) -> GenAR:
     torch.manual_seed(seed)
     small = {"vocabulary": VOCABULARY, "width": 16, "n_heads": 2, "condition_width": CONDITION}
+    small["decision"] = "most_probable"
     return GenAR(GenARConfig(scales, **(small | options)))
 
 
@@ -138,6 +141,18 @@ def test_pitfall_62_gaussian_labels():
     assert deviation == pytest.approx(0.01 * 5 + 1, abs=1e-3)
 
 
+def test_labels_hardly_blur_small_counts_by_default():
+    counts = torch.tensor([[0.0, 1.0, 10.0]])
+    released, default = (
+        gaussian_labels(counts, VOCABULARY, c.softness)[0] for c in (GenARConfig.paper(), GenARConfig())
+    )
+    assert released[0, 0].item() == pytest.approx(0.5703, abs=1e-4)
+    assert default[0, 0] > 0.99
+    assert default[1, 1] > 0.9
+    deviation = (default[2] @ (torch.arange(float(VOCABULARY)) - 10) ** 2).sqrt().item()
+    assert deviation == pytest.approx(0.1 * 10 + 0.3, abs=0.01)
+
+
 def test_pitfall_61_divergences_are_summed_over_positions(condition, counts):
     net = network().eval()
     outputs = net(condition, counts)
@@ -145,7 +160,7 @@ def test_pitfall_61_divergences_are_summed_over_positions(condition, counts):
     for logits in outputs:
         target = pool(counts, logits.shape[1])
         last = logits.shape[1] == N_GENES
-        labels = gaussian_labels(target, VOCABULARY) if last else soft_labels(target, VOCABULARY)
+        labels = gaussian_labels(target, VOCABULARY, (0.1, 0.3)) if last else soft_labels(target, VOCABULARY)
         total = 0.0
         for spot in range(N_SPOTS):
             for position in range(logits.shape[1]):
@@ -156,7 +171,9 @@ def test_pitfall_61_divergences_are_summed_over_positions(condition, counts):
     loss = net.loss(condition, counts, generator())
     assert loss.scale_S.tolist() == pytest.approx(expected, rel=1e-4)
     assert loss.total.item() == pytest.approx(sum(expected) / 4, rel=1e-4)
-    net.config = replace(net.config, normalized=True)
+    net.config = replace(net.config, softness=(0.0, 2.0))
+    assert net.loss(condition, counts, generator()).scale_S[-1].item() != pytest.approx(expected[-1], rel=0.01)
+    net.config = replace(net.config, normalized=True, softness=(0.1, 0.3))
     normalized = net.loss(condition, counts, generator()).scale_S
     assert normalized.tolist() == pytest.approx([e / n for e, n in zip(expected, (1, 4, 8, 24), strict=True)], rel=1e-4)
 
@@ -165,6 +182,7 @@ def test_gaussian_likelihood_agrees_with_the_normal_distribution(counts):
     logits = torch.randn(N_SPOTS, N_GENES, VOCABULARY, generator=generator())
     mean = logits.softmax(dim=-1) @ torch.arange(float(VOCABULARY))
     torch.testing.assert_close(expected_count(logits), mean)
+    torch.testing.assert_close(expected_log2(logits), logits.softmax(dim=-1) @ (torch.arange(VOCABULARY) + 1.0).log2())
     expected = -torch.distributions.Normal(mean, (0.01 * mean + 1).sqrt()).log_prob(counts)
     got = [gaussian_nll_loss(logits, counts, normalized=normalized) for normalized in (False, True)]
     torch.testing.assert_close(got[0], expected.sum(dim=1).mean())
@@ -331,7 +349,13 @@ def test_encoder_reads_features_and_places():
 def test_configuration_survives_json_and_names_what_is_wrong():
     config = GenARConfig(recursion=TRMConfig(sigma=(1.0, 0.5))).fitted(200, 511)
     assert GenARConfig(**json.loads(json.dumps(asdict(config)))) == config
-    for wrong in ({"width": 97}, {"vocabulary": 1}, {"last_loss": "mse"}):
+    for wrong in (
+        {"width": 97},
+        {"vocabulary": 1},
+        {"last_loss": "mse"},
+        {"softness": (0.1, 0.0)},
+        {"decision": "mean"},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             replace(config, **wrong)
 
@@ -356,6 +380,66 @@ def test_without_identity_genes_are_told_apart_by_their_place_alone(condition, c
     assert torch.equal(last.identity(net.gene.weight), torch.zeros(N_GENES, 16))
 
 
+def test_shares_are_those_of_the_training_spots_smoothed_where_counts_are_large():
+    counts = torch.tensor([[0.0, 1.0], [0.0, 3.0], [1.0, 0.0], [40.0, 0.0]])
+    shares = log_shares(counts, 2, 64).exp()
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(2), atol=64 * 2e-5, rtol=0)
+    torch.testing.assert_close(shares[0, :2], torch.tensor([0.5, 0.25]), atol=0.04, rtol=0)
+    assert shares[0, 36:45].sum() > 0.1, "a large count stands for those near it"
+    assert shares[0, 40] < 0.05
+    assert 1e-7 < shares[0, 10] < 2e-6, "and no count is impossible"
+    # of a group: its mean, shared between the whole numbers around it
+    torch.testing.assert_close(
+        log_shares(counts[:2], 1, 64).exp()[0, :3], torch.tensor([0.25, 0.5, 0.25]), atol=0.06, rtol=0
+    )
+
+
+def test_logits_begin_at_the_shares_of_the_training_spots(condition, counts):
+    net = network().eval()
+    torch.nn.init.zeros_(net.head.weight)
+    net.set_shares(counts)
+    for logits in net(condition, counts):
+        expected = log_shares(counts, logits.shape[1], VOCABULARY)
+        torch.testing.assert_close(logits, expected.expand_as(logits))
+    assert not any("share" in name for name in network(linear_start=False).state_dict())
+    # a constant in all logits of a group would change nothing: these do differ between tokens and groups
+    assert expected.std(dim=1).min() > 0.1
+    assert expected.std(dim=0).max() > 0.1
+
+
+def test_a_tilt_moves_the_logits_as_a_linear_model_does(condition, counts):
+    net = network().eval()
+    net.set_shares(counts)
+    linear, before = net.scales[-1].linear, net(condition, counts)[-1]
+    torch.nn.init.constant_(linear.tilt.bias, 0.25)
+    moved = net(condition, counts)[-1] - before
+    torch.testing.assert_close(
+        moved, (0.25 * torch.arange(1.0, VOCABULARY + 1).log2()).expand_as(moved), atol=1e-4, rtol=0
+    )
+
+
+def test_the_linear_model_learns_the_mean_of_the_logarithm_from_the_condition():
+    """Its loss is that of a regression, and what it learns is there in the counts that are generated."""
+    draws = generator(1)
+    condition = torch.randn(200, 4, generator=draws)
+    rate = (2 + 0.4 * condition @ torch.randn(4, 6, generator=draws)).exp()
+    counts = torch.poisson(rate, generator=draws)
+    net = network((1, 6), vocabulary=int(counts.max()) + 1, condition_width=4)
+    net.set_shares(counts)
+    torch.nn.init.zeros_(net.head.weight)  # the transformer says nothing
+    linear, optimizer = net.scales[-1].linear, torch.optim.Adam(net.scales[-1].linear.parameters(), lr=0.1)
+    at_start = net.linear_loss(condition, counts).item()
+    assert at_start == pytest.approx(6 / 2 / 2, rel=0.1), "half a variance for each of six genes, one of two scales"
+    for _ in range(100):
+        optimizer.zero_grad()
+        net.linear_loss(condition, counts).backward()
+        optimizer.step()
+    assert net.linear_loss(condition, counts).item() < 0.5 * at_start
+    truth, found = (counts + 1).log2(), net.decode(condition).log2_NG
+    assert torch.corrcoef(torch.cat([truth, found], dim=1).T)[:6, 6:].diagonal().min() > 0.6
+    assert linear.tilt.weight.abs().max() > 0.1
+
+
 def test_cross_entropy_wants_the_true_token(condition, counts):
     net = network(last_loss="cross_entropy").eval()
     found = net.loss(condition, counts, generator()).scale_S[-1]
@@ -376,7 +460,7 @@ def test_pitfall_65_greedy_decoding_is_deterministic(last_loss, condition):
     assert torch.equal(torch.random.get_rng_state(), state)
     for again in (net.decode(condition), net.eval().decode(condition), net.decode(condition, max_tokens=1)):
         assert torch.equal(first.counts_NG, again.counts_NG)
-        torch.testing.assert_close(first.expected_NG, again.expected_NG)
+        torch.testing.assert_close(first.log2_NG, again.log2_NG)
     assert first.counts_NG.dtype == torch.int64
 
 
@@ -385,6 +469,24 @@ def test_pitfall_65_ties_go_to_the_lowest_token(condition):
     torch.nn.init.zeros_(net.head.weight)
     net.head.bias.data[[3, 9, 12]] = 1.0
     assert (net.decode(condition).counts_NG == 3).all()
+
+
+def test_the_median_of_the_last_scale_may_be_predicted(condition):
+    """Half of the probability lies at or below it; coarser tokens stay the most probable ones."""
+    net, outputs = network(decision="median"), []
+    net.head.register_forward_hook(lambda _, __, logits: outputs.append(logits))
+    found = net.decode(condition).counts_NG
+    coarse, (*_, last) = outputs[-2], outputs
+    cumulative = last.softmax(dim=-1).cumsum(dim=-1)
+    at = cumulative.gather(-1, found[..., None])[..., 0]
+    assert (at >= 0.5).all()
+    assert ((at - last.softmax(dim=-1).gather(-1, found[..., None])[..., 0]) < 0.5).all()
+    assert not torch.equal(found, last.argmax(dim=-1))
+    greedy = network()
+    greedy.load_state_dict(net.state_dict())
+    greedy.head.register_forward_hook(lambda _, __, logits: outputs.append(logits))
+    greedy.decode(condition)
+    torch.testing.assert_close(outputs[-2], coarse)
 
 
 def test_greedy_decoding_feeds_itself(condition):
@@ -434,8 +536,12 @@ def test_samples_are_reproducible_and_sharpen_as_the_temperature_falls(condition
 
 
 def test_tokens_after_the_gaussian_likelihood_are_rounded_means(condition):
-    generated = network(last_loss="gaussian_nll").decode(condition)
-    assert torch.equal(generated.counts_NG, generated.expected_NG.round().long())
+    net, seen = network(last_loss="gaussian_nll"), []
+    net.head.register_forward_hook(lambda _, __, logits: seen.append(logits))
+    generated = net.decode(condition)
+    assert torch.equal(generated.counts_NG, expected_count(seen[-1]).round().long())
+    # around 7.5, where the mean of the logarithm is close to the logarithm of the mean
+    torch.testing.assert_close(generated.log2_NG, (expected_count(seen[-1]) + 1).log2(), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("last_loss", ["gaussian_kl", "gaussian_nll"])
@@ -453,12 +559,12 @@ def test_learns_counts_from_conditions(last_loss):
         net.loss(condition, counts, draws).total.backward()
         optimizer.step()
 
-    def error(predicted: torch.Tensor) -> float:
-        return ((predicted + 1).log2() - (counts + 1).log2()).square().mean().item()
+    def error(log_predicted: torch.Tensor) -> float:
+        return (log_predicted - (counts + 1).log2()).square().mean().item()
 
-    generated, mean = net.decode(condition), error(counts.mean(dim=0).expand_as(counts))
-    assert error(generated.counts_NG) < 0.25 * mean
-    assert error(generated.expected_NG) < 0.25 * mean
+    generated, mean = net.decode(condition), error((counts.mean(dim=0).expand_as(counts) + 1).log2())
+    assert error((generated.counts_NG + 1).log2()) < 0.25 * mean
+    assert error(generated.log2_NG) < 0.25 * mean
 
 
 def test_divergence_is_zero_for_the_labels_themselves(counts):

@@ -58,7 +58,7 @@ def test_counts_that_follow_from_features_are_predicted_better_than_by_their_mea
     mean = np.log2(pair.X.toarray() + 1).mean(axis=0)
     assert np.square(truth - found).mean() < 0.7 * np.square(truth - mean).mean()
     assert st.metrics.pcc_per_gene(truth, found).min() > 0.5
-    assert learned.history["train_loss"].iloc[-1] < 0.5 * learned.history["train_loss"].iloc[0]
+    assert learned.history["train_loss"].iloc[-1] < 0.6 * learned.history["train_loss"].iloc[0]
 
 
 @pytest.mark.parametrize("config", [TINY, TRM], ids=["patch", "trm"])
@@ -70,7 +70,8 @@ def test_whole_numbers_are_written_beside_the_linear_baseline(config, pair, new)
     assert new.obsm[KEY].dtype == np.int32
     assert new.obsm[KEY].min() >= 0
     assert new.uns[KEY]["target"] == "counts"
-    assert set(new.obsm) >= {KEY, f"{KEY}_linear"}
+    assert set(new.obsm) >= {KEY, f"{KEY}_linear", f"{KEY}_log2"}
+    assert f"{KEY}_sample" not in new.obsm
     linear = st.tl.train_expression(pair, **SMALL, **RUN, genes=GENES, architecture="linear")
     np.testing.assert_array_equal(new.obsm[f"{KEY}_linear"], apply(new, linear).obsm[KEY])
     np.testing.assert_array_equal(model.measure(new), new.X.toarray())
@@ -88,16 +89,24 @@ def test_counts_come_back_as_an_object_for_count_based_tools(model, new):
     counts.X[:, 0] += 1  # no empty spot
     sc.pp.normalize_total(counts, target_sum=100)
     np.testing.assert_allclose(counts.X.sum(axis=1), 100, rtol=1e-5)
-    linear = st.get.expression(new, f"{KEY}_linear")
-    assert (linear.X.dtype, linear.uns["target"]) == (np.float32, "log2")
+    for beside in ("linear", "log2"):
+        found = st.get.expression(new, f"{KEY}_{beside}")
+        assert (found.X.dtype, found.uns["target"]) == (np.float32, "log2")
+        np.testing.assert_array_equal(found.X, new.obsm[f"{KEY}_{beside}"])
+    drawn = st.get.expression(apply(new, model, n_samples=2), f"{KEY}_sample")
+    assert (drawn.X.dtype, drawn.uns["target"]) == (np.int32, "counts")
 
 
-def test_plots_compare_on_the_logarithm(model, new):
+@pytest.mark.parametrize("slot", [f"{KEY}_log2", KEY])
+def test_plots_compare_on_the_logarithm(slot, model, new):
     import matplotlib as mpl
 
     mpl.use("Agg")
     new = apply(new, model)
-    predicted = np.log2(new.obsm[KEY] + 1.0)
+    predicted = new.obsm[f"{KEY}_log2"]
+    if slot == KEY:  # results of earlier versions
+        del new.obsm[f"{KEY}_log2"]
+        predicted = np.log2(new.obsm[KEY] + 1.0)
     pcc = st.metrics.pcc_per_gene(np.log2(new.X.toarray() + 1), predicted)
     curve = st.pl.gene_scores(new).lines[1].get_ydata()
     np.testing.assert_allclose(curve, np.sort(pcc[~np.isnan(pcc)])[::-1])
@@ -111,7 +120,7 @@ def test_results_survive_files(store, model, new, tmp_path):
     assert new.uns[KEY]["params"]["n_samples"] == 2
     getattr(new, f"write_{store}")(tmp_path / "new")
     back = getattr(ad, f"read_{store}")(tmp_path / "new")
-    for key in (KEY, f"{KEY}_spread"):
+    for key in (KEY, f"{KEY}_spread", f"{KEY}_log2", f"{KEY}_sample"):
         np.testing.assert_array_equal(back.obsm[key], new.obsm[key])
         assert back.obsm[key].dtype == new.obsm[key].dtype
     assert st.get.expression(back).X.dtype == np.int32
@@ -128,7 +137,7 @@ def test_a_loaded_model_is_the_same(config, pair, new, tmp_path):
     assert loaded.network.head.order_G.tolist() == model.network.head.order_G.tolist()
     assert sorted(loaded.network.head.order_G.tolist()) == list(range(N_GENES))
     first, second = (apply(new, m, n_samples=3) for m in (model, loaded))
-    for key in (KEY, f"{KEY}_spread"):
+    for key in (KEY, f"{KEY}_spread", f"{KEY}_log2", f"{KEY}_sample"):
         np.testing.assert_array_equal(first.obsm[key], second.obsm[key])
     assert f"{N_GENES} genes as counts" in repr(loaded)
 
@@ -150,16 +159,28 @@ def test_samples_show_how_firm_counts_are_and_depend_on_the_seed_alone(model, ne
     together = apply(ad.concat([pair, new], uns_merge="first"), model, n_samples=4, rng=1)
     np.testing.assert_allclose(together.obsm[f"{KEY}_spread"][-100:], spread, atol=1e-6)
     sample = type(model.network.head.genar).sample
-    small_batches = lambda *args: sample(*args, max_tokens=70)  # noqa: E731
+    small_batches = lambda *args, **options: sample(*args, **options, max_tokens=70)  # noqa: E731
     monkeypatch.setattr(type(model.network.head.genar), "sample", small_batches)
     np.testing.assert_allclose(apply(new, model, n_samples=4, rng=1).obsm[f"{KEY}_spread"], spread, atol=1e-6)
+
+
+def test_samples_vary_as_counts_do_and_their_mean_is_what_is_written(model, new):
+    """Draws scatter around the mean of log2(count + 1), further than the most probable counts, and less if cold."""
+    new = apply(new, model, n_samples=2)
+    logs = [np.log2(apply(new, model, n_samples=2, rng=seed).obsm[f"{KEY}_sample"] + 1.0) for seed in range(20)]
+    error = np.mean(logs, axis=0) - new.obsm[f"{KEY}_log2"]
+    tolerance = np.std(logs) / np.sqrt(len(logs) * new.n_obs)
+    assert np.abs(error.mean(axis=0)).max() < 8 * tolerance
+    assert np.var(logs[0], axis=0).mean() > np.log2(new.obsm[KEY] + 1.0).var(axis=0).mean()
+    cold = apply(new, model, n_samples=2, temperature=0.2).obsm
+    assert cold[f"{KEY}_spread"].mean() < 0.7 * new.obsm[f"{KEY}_spread"].mean()
 
 
 def test_spots_without_embedding_are_missing_not_zero(model, new):
     for key in ("X_patch", "X_patch_d4"):
         new.obsm[key][[0, 50]] = np.nan
     new = apply(new, model, n_samples=2)
-    for key in (KEY, f"{KEY}_spread"):
+    for key in (KEY, f"{KEY}_spread", f"{KEY}_log2", f"{KEY}_sample"):
         assert np.flatnonzero(np.isnan(new.obsm[key]).all(axis=1)).tolist() == [0, 50]
     known = np.delete(new.obsm[KEY], [0, 50], axis=0)
     np.testing.assert_array_equal(known, np.round(known))
@@ -170,7 +191,7 @@ def test_validation_sections_are_scored_on_the_logarithm(pair, new):
     rated = train(join(pair, make_section("S3", 3)), validation="S3", max_epochs=10)
     assert rated.sections == ["S1", "S2"]
     found = apply(new, rated, coverage=0.8)
-    pcc = st.metrics.pcc_per_gene(np.log2(new.X.toarray() + 1), np.log2(found.obsm[KEY] + 1))
+    pcc = st.metrics.pcc_per_gene(np.log2(new.X.toarray() + 1), found.obsm[f"{KEY}_log2"])
     np.testing.assert_allclose(rated.reliability["pcc_network"], pcc, atol=1e-5)
     assert list(rated.scores) == ["network", "linear"]
     inside = np.abs(found.obsm[KEY] - new.X.toarray()) <= found.obsm[f"{KEY}_interval"]
@@ -236,6 +257,7 @@ def test_training_refuses_what_it_cannot_use(change, options, message, pair):
     [
         ({"n_samples": 1}, "must be 0 or at least 2"),
         ({"n_samples": -3}, "must be 0 or at least 2"),
+        ({"n_samples": 2, "temperature": 0.0}, "temperature=0.0 must be positive"),
         ({"breadth": 2}, "architecture='trm'"),
         ({"stop_early": True}, "without halting"),
     ],

@@ -54,6 +54,9 @@ BACKBONES = {
 
 PREFIX = "network."
 
+# What models of counts that do not say so were made with.
+OF_EARLIER_COUNTS = {"softness": (0.01, 1.0), "decision": "most_probable", "linear_start": False}
+
 # At 1.5 cells per pitch a window of 12 cells holds as many spots as one of 8 on a regular lattice.
 IRREGULAR_WINDOW = 12
 
@@ -89,6 +92,8 @@ def to_json(config: Architecture | Backbone) -> dict[str, object]:
 def from_json(values: dict[str, object]) -> Architecture | Backbone:
     """Undo :func:`to_json`."""
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if values["name"] == "genar":
+        values = OF_EARLIER_COUNTS | values
     return (ARCHITECTURES | BACKBONES)[values.pop("name")][0](**values)
 
 

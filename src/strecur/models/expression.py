@@ -9,7 +9,7 @@ import pandas as pd
 
 from strecur.engine import Inference, Prediction, Section
 from strecur.engine.fit import make_fabric
-from strecur.models._counts import predict_values, spread_of_counts
+from strecur.models._counts import Draws, draw_counts, predict_values
 from strecur.models._features import SpotFeatures, features_from_saved, features_to_saved
 from strecur.models._intervals import ExpressionErrors
 from strecur.models._network import Architecture, Backbone, network_from_saved, network_to_saved, to_json
@@ -154,15 +154,16 @@ class ExpressionModel:
             progress=progress,
         )
 
-    def spread_of_counts(
+    def draw_counts(
         self,
         sections: Sequence[Section],
         inference: Inference,
         n_samples: int,
         *,
+        temperature: float = 1.0,
         accelerator: str = "auto",
         precision: str | None = None,
-    ) -> list[np.ndarray]:
+    ) -> list[Draws]:
         """Let a model of counts draw them several times.
 
         Parameters
@@ -173,15 +174,18 @@ class ExpressionModel:
             Depth and the like; its seed decides the draws, which depend on nothing but the section besides.
         n_samples
             Number of draws.
+        temperature
+            Above 0; below 1 draws closer to the most probable counts.
         accelerator, precision
             As in Lightning.
 
         Returns
         -------
-        Standard deviation of log2(count + 1) over the draws, spots × genes float32 for each section.
+        For each section the first draw and the standard deviation of log2(count + 1) over the draws, spots × genes
+        float32 (``first_NG``, ``spread_NG``).
         """
         fabric = make_fabric(accelerator, 1, precision)
-        return spread_of_counts(self.network, sections, inference, n_samples, fabric=fabric)
+        return draw_counts(self.network, sections, inference, n_samples, temperature, fabric=fabric)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder of ``config.json`` and ``weights.safetensors``.

@@ -73,6 +73,12 @@ class CountHead(nn.Module):
         self.genar = GenAR(config)
         self.register_buffer("order_G", torch.arange(config.n_genes))
 
+    def fit(self, order_G: Tensor, counts_NG: Tensor) -> None:
+        """Set the order of the genes and, if wanted, where the logits begin, from the counts of training spots."""
+        self.set_order(order_G)
+        if self.genar.config.linear_start:
+            self.genar.set_shares(counts_NG[:, self.order_G])
+
     def set_order(self, order_G: Tensor) -> None:
         """Set which gene of the panel stands at each place of GenAR."""
         if not torch.equal(order_G.sort().values, torch.arange(len(self.order_G))):
@@ -93,20 +99,27 @@ class CountHead(nn.Module):
         """Loss of GenAR; dropout is drawn from the global random state."""
         return self.genar.loss(condition_NC, counts_NG[:, self.order_G], torch.default_generator).total
 
+    def linear_loss(self, condition_NC: Tensor, counts_NG: Tensor) -> Tensor:
+        """Loss of the linear model inside GenAR, 0 without one."""
+        if not self.genar.config.linear_start:
+            return condition_NC.new_zeros(())
+        return self.genar.linear_loss(condition_NC, counts_NG[:, self.order_G])
+
     def predict(self, condition_NC: Tensor) -> Tensor:
         return condition_NC
 
     def decode(self, condition_NC: Tensor) -> Generated:
-        """Most probable counts."""
+        """Counts that are predicted."""
         return self.in_panel_order(self.genar.decode(self.normalise(condition_NC)))
 
-    def sample(self, condition_NC: Tensor, generator: torch.Generator) -> Generated:
+    def sample(self, condition_NC: Tensor, generator: torch.Generator, *, temperature: float = 1.0) -> Generated:
         """Counts drawn at random."""
-        return self.in_panel_order(self.genar.sample(self.normalise(condition_NC), generator))
+        drawn = self.genar.sample(self.normalise(condition_NC), generator, temperature=temperature)
+        return self.in_panel_order(drawn)
 
     def in_panel_order(self, generated: Generated) -> Generated:
         place_G = self.order_G.argsort()
-        return Generated(generated.counts_NG[:, place_G], generated.expected_NG[:, place_G])
+        return Generated(generated.counts_NG[:, place_G], generated.log2_NG[:, place_G])
 
 
 class CountNetwork(SpotNetwork):
@@ -140,11 +153,12 @@ class CountNetwork(SpotNetwork):
             return super().training_step(batch, carry, generator)
 
     def mean_loss(self, output: Tensor, train_N: Tensor, batch: Batch) -> Tensor:
-        """Mean over some of the chosen spots of each section, averaged over the sections."""
+        """Mean over some of the chosen spots of each section, averaged over the sections; a linear model sees all."""
         n_spots, losses = self.head.genar.config.spots_per_step, []
         for rows_N in batch.lattice.split(torch.arange(len(train_N), device=train_N.device)):
             rows_N = rows_N[train_N[rows_N]]
-            rows_N = rows_N[torch.randperm(len(rows_N))[:n_spots].to(rows_N.device)]
+            some_N = rows_N[torch.randperm(len(rows_N))[:n_spots].to(rows_N.device)]
             if len(rows_N):
-                losses.append(self.head.loss(output[rows_N], batch.target_N[rows_N]))
+                loss = self.head.loss(output[some_N], batch.target_N[some_N])
+                losses.append(loss + self.head.linear_loss(output[rows_N], batch.target_N[rows_N]))
         return torch.stack(losses).mean() if losses else 0 * output.sum()

@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from strecur.nn.genar_layers import Block, FiLM, initialise, modulate, random_state_from
+from strecur.nn.genar_layers import Block, FiLM, TiltedShares, initialise, modulate, random_state_from
 from strecur.nn.genar_targets import (
     clip_counts,
     expected_count,
+    expected_log2,
     gaussian_labels,
     gaussian_logits,
     gaussian_nll_loss,
     group_of,
     kl_loss,
+    log_shares,
     nearest_token,
     pool,
     predicted_variance,
@@ -54,6 +56,8 @@ class Scale(nn.Module):
                 nn.LayerNorm(width),
                 nn.Dropout(config.dropout),
             )
+        if config.linear_start:
+            self.linear = TiltedShares(config.condition_width, self.n_groups, config.vocabulary)
         if not self.is_last:
             self.project = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.Dropout(config.dropout))
 
@@ -101,13 +105,13 @@ class Generated:
     ----------
     counts_NG
         Tokens of the last scale, int64.
-    expected_NG
-        Mean of the last scale's distribution, float32: smoother than a token and never tied. A ``"gaussian_kl"`` model
-        learns a mean of .52 for a count of zero.
+    log2_NG
+        Mean of log2(count + 1) over the last scale's distribution, float32: smoother than a token and never tied, so
+        that it is what errors and correlations are computed from.
     """
 
     counts_NG: Tensor
-    expected_NG: Tensor
+    log2_NG: Tensor
 
 
 Choose = Callable[[Tensor], Tensor]  # logits (N, P, V) to tokens (N, P)
@@ -116,6 +120,12 @@ Choose = Callable[[Tensor], Tensor]  # logits (N, P, V) to tokens (N, P)
 def most_probable(logits_NPV: Tensor) -> Tensor:
     """Choose the most probable token of each group, the lowest one if several are."""
     return logits_NPV.argmax(dim=-1)
+
+
+def median(logits_NPV: Tensor) -> Tensor:
+    """Choose the lowest token of each group that at least half of the probability does not exceed."""
+    reaches_NPV = logits_NPV.softmax(dim=-1).cumsum(dim=-1) >= 0.5
+    return torch.where(reaches_NPV.any(dim=-1), reaches_NPV.int().argmax(dim=-1), logits_NPV.shape[-1] - 1)
 
 
 class GenAR(nn.Module):
@@ -150,8 +160,16 @@ class GenAR(nn.Module):
         self.head = nn.Linear(config.width, config.vocabulary)
         initialise(self, config.width)
         self.film.start_as_identity()  # after everything was drawn
+        if config.linear_start:
+            for scale in self.scales:
+                scale.linear.start_untilted()
         if not config.gene_identity:
             nn.init.zeros_(self.gene.weight).requires_grad_(requires_grad=False)
+
+    def set_shares(self, counts_NG: Tensor) -> None:
+        """Let the linear model begin at the shares of the tokens among training spots."""
+        for scale in self.scales:
+            scale.linear.log_share_PV.copy_(log_shares(counts_NG, scale.n_groups, self.config.vocabulary))
 
     def forward(self, condition_NC: Tensor, counts_NG: Tensor) -> list[Tensor]:
         """Logits (N, P, V) of every scale given the true tokens of the coarser ones (teacher forcing)."""
@@ -176,7 +194,8 @@ class GenAR(nn.Module):
             h_NLD = block(h_NLD, condition_NC)
         modulation = self.head_modulation(F.silu(condition_NC))[:, None].chunk(2, dim=-1)
         h_NPD = modulate(h_NLD[:, -scale.n_groups :], *modulation)
-        return self.head(self.film(h_NPD, identity_PD)).float()
+        logits_NPV = self.head(self.film(h_NPD, identity_PD)).float()
+        return logits_NPV + scale.linear(condition_NC) if self.config.linear_start else logits_NPV
 
     def loss(self, condition_NC: Tensor, counts_NG: Tensor, generator: torch.Generator) -> GenARLoss:
         """Mean of the losses of all scales; dropout is drawn from ``generator``."""
@@ -185,6 +204,10 @@ class GenAR(nn.Module):
             outputs = self(condition_NC, counts_NG)
         loss_S = torch.stack([self.scale_loss(logits_NPV, counts_NG) for logits_NPV in outputs])
         return GenARLoss(loss_S.mean(), loss_S.detach(), n_clipped)
+
+    def linear_loss(self, condition_NC: Tensor, counts_NG: Tensor) -> Tensor:
+        """Loss of the linear model of single genes, weighed as their scale; cheap, and so for all spots."""
+        return self.scales[-1].linear.loss(condition_NC, counts_NG) / len(self.scales)
 
     def scale_loss(self, logits_NPV: Tensor, counts_NG: Tensor) -> Tensor:
         """Loss of one scale, which its number of groups tells."""
@@ -196,10 +219,12 @@ class GenAR(nn.Module):
             return gaussian_nll_loss(logits_NPV, counts_NG, normalized=normalized)
         if self.config.last_loss == "cross_entropy":
             return kl_loss(logits_NPV, soft_labels(counts_NG, vocabulary), normalized=normalized)
-        return kl_loss(logits_NPV, gaussian_labels(counts_NG, vocabulary), normalized=normalized)
+        return kl_loss(logits_NPV, gaussian_labels(counts_NG, vocabulary, self.config.softness), normalized=normalized)
 
     def decode(self, condition_NC: Tensor, *, max_tokens: int = 32_768) -> Generated:
-        """Generate the most probable token at every scale; the lowest one if several are.
+        """Generate the most probable token at every coarse scale, the lowest one if several are.
+
+        Of the last scale it is the one that the configuration asks for.
 
         Parameters
         ----------
@@ -208,7 +233,8 @@ class GenAR(nn.Module):
         max_tokens
             Positions processed at once; spots are generated in batches that fit.
         """
-        return self.generate(condition_NC, lambda _: most_probable, max_tokens)
+        last = median if self.config.decision == "median" else most_probable
+        return self.generate(condition_NC, lambda _: most_probable, max_tokens, last)
 
     def sample(
         self, condition_NC: Tensor, generator: torch.Generator, *, temperature: float = 1.0, max_tokens: int = 32_768
@@ -246,18 +272,27 @@ class GenAR(nn.Module):
         return self.generate(condition_NC, choose_for, max_tokens)
 
     @torch.no_grad()
-    def generate(self, condition_NC: Tensor, choose_for: Callable[[int], Choose], max_tokens: int) -> Generated:
-        """Generate spots in batches, each with what chooses the tokens of so many spots, and without dropout."""
+    def generate(
+        self,
+        condition_NC: Tensor,
+        choose_for: Callable[[int], Choose],
+        max_tokens: int,
+        choose_last: Choose | None = None,
+    ) -> Generated:
+        """Generate spots in batches, each with what chooses the tokens of so many spots, and without dropout.
+
+        ``choose_last`` chooses those of the last scale, if not given as those of all others.
+        """
         was_training = self.training
         self.eval()
-        counts, expected = [], []
+        counts, logs = [], []
         for part_NC in condition_NC.split(max(max_tokens // self.config.longest_sequence, 1)):
             choose = choose_for(len(part_NC))
-            logits_NGV = self.run(part_NC, choose)[-1]
-            counts.append(choose(self.token_logits(logits_NGV)))
-            expected.append(expected_count(logits_NGV))
+            logits_NGV = self.token_logits(self.run(part_NC, choose)[-1])
+            counts.append((choose_last or choose)(logits_NGV))
+            logs.append(expected_log2(logits_NGV))
         self.train(was_training)
-        return Generated(torch.cat(counts), torch.cat(expected))
+        return Generated(torch.cat(counts), torch.cat(logs))
 
     def token_logits(self, logits_NGV: Tensor) -> Tensor:
         """What the last scale says of tokens: after ``"gaussian_nll"`` only the mean of its output means something."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from strecur.nn.genar_targets import log2_of_tokens
 from strecur.nn.layers import sinusoidal_positions, truncated_normal_
 
 if TYPE_CHECKING:
@@ -114,6 +115,43 @@ class FiLM(nn.Module):
     def forward(self, h_NPD: Tensor, identity_PD: Tensor) -> Tensor:
         scale_PD, shift_PD = self.generator(identity_PD).chunk(2, dim=-1)
         return h_NPD * (1 + scale_PD) + shift_PD
+
+
+class TiltedShares(nn.Module):
+    """Logits of a linear model of counts: their shares in training, tilted by the condition.
+
+    The share of a count is multiplied by exp(tilt · log2(count + 1)), which to first order moves the mean of
+    log2(count + 1) by its variance times the tilt.
+
+    Parameters
+    ----------
+    condition_width
+        Width of the condition.
+    n_groups
+        Number of gene groups.
+    vocabulary
+        Number of count tokens.
+    """
+
+    def __init__(self, condition_width: int, n_groups: int, vocabulary: int) -> None:
+        super().__init__()
+        self.tilt = nn.Linear(condition_width, n_groups)
+        self.register_buffer("log_share_PV", torch.zeros(n_groups, vocabulary))
+
+    def start_untilted(self) -> None:
+        nn.init.zeros_(self.tilt.weight)
+
+    def forward(self, condition_NC: Tensor) -> Tensor:
+        tilt_NP = self.tilt(condition_NC).float()
+        return self.log_share_PV + tilt_NP[..., None] * log2_of_tokens(self.log_share_PV)
+
+    def loss(self, condition_NC: Tensor, values_NP: Tensor) -> Tensor:
+        """Squared error of log2(count + 1) to first order, in variances; halved, mean over spots, sum over groups."""
+        share_PV, log2_V = self.log_share_PV.softmax(dim=-1), log2_of_tokens(self.log_share_PV)
+        mean_P, square_P = share_PV @ log2_V, share_PV @ log2_V.square()
+        variance_P = square_P - mean_P.square()
+        error_NP = (values_NP + 1).log2() - mean_P - variance_P * self.tilt(condition_NC).float()
+        return (error_NP.square() / variance_P).sum(dim=-1).mean() / 2
 
 
 class ConditionEncoder(nn.Module):

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# SLOPE · count + OFFSET is the standard deviation of the Gaussian target, and the variance in the Gaussian likelihood.
+# SLOPE · count + OFFSET is the variance in the Gaussian likelihood, and in the released code the standard deviation of
+# the Gaussian target.
 SLOPE, OFFSET = 0.01, 1.0
+
+# In log2(count + 1), and the share of a token that no training spot has.
+SMOOTHING, SMALLEST_SHARE = 0.3, 1e-6
 
 
 def derive_scales(n_genes: int, *, few: bool = False) -> tuple[int, ...]:
@@ -65,22 +69,51 @@ def soft_labels(values_NP: Tensor, vocabulary: int) -> Tensor:
     return labels_NPV.scatter_add_(-1, above_NP.long()[..., None], weight_NP[..., None])
 
 
+def log_shares(counts_NG: Tensor, n_groups: int, vocabulary: int) -> Tensor:
+    """Log of the share of spots in which each group has each token, smoothed where tokens lie close; (P, V).
+
+    Tokens are smoothed on the scale of log2(count + 1), which leaves 0 and 1 apart and pools rare large counts.
+    """
+    values_PN = pool(clip_counts(counts_NG, vocabulary)[0], n_groups).T
+    below_PN, above_PN = values_PN.floor(), values_PN.ceil()
+    weight_PN = values_PN - below_PN
+    share_PV = values_PN.new_zeros(n_groups, vocabulary)
+    share_PV.scatter_add_(1, below_PN.long(), 1 - weight_PN).scatter_add_(1, above_PN.long(), weight_PN)
+    log2_V = log2_of_tokens(share_PV)
+    kernel_VV = torch.exp(-(((log2_V[:, None] - log2_V) / SMOOTHING) ** 2) / 2)
+    share_PV = share_PV @ (kernel_VV / kernel_VV.sum(dim=1, keepdim=True))
+    return (share_PV / share_PV.sum(dim=1, keepdim=True) + SMALLEST_SHARE).log()
+
+
 def gaussian_logits(mean_NG: Tensor, variance_NG: Tensor, vocabulary: int) -> Tensor:
     """Log density of a Gaussian at every token, up to a constant; (N, G, V)."""
     token_V = torch.arange(vocabulary, device=mean_NG.device)
     return -((token_V - mean_NG[..., None]) ** 2) / (2 * variance_NG[..., None])
 
 
-def gaussian_labels(counts_NG: Tensor, vocabulary: int) -> Tensor:
-    """Gaussian around the true count, discretised to the tokens; (N, G, V)."""
-    deviation_NG = SLOPE * counts_NG + OFFSET
+def gaussian_labels(counts_NG: Tensor, vocabulary: int, softness: tuple[float, float] = (SLOPE, OFFSET)) -> Tensor:
+    """Gaussian around the true count, discretised to the tokens; (N, G, V).
+
+    Its standard deviation is the first number of ``softness`` times the count plus the second one.
+    """
+    deviation_NG = softness[0] * counts_NG + softness[1]
     return gaussian_logits(counts_NG, deviation_NG**2, vocabulary).softmax(dim=-1)
 
 
 def expected_count(logits_NGV: Tensor) -> Tensor:
     """Mean token of the predicted distribution (the paper's count head); (N, G)."""
     token_V = torch.arange(logits_NGV.shape[-1], dtype=logits_NGV.dtype, device=logits_NGV.device)
-    return (logits_NGV.softmax(dim=-1) * token_V).sum(dim=-1)
+    return logits_NGV.softmax(dim=-1) @ token_V
+
+
+def expected_log2(logits_NGV: Tensor) -> Tensor:
+    """Mean of log2(count + 1) over the predicted distribution, (N, G)."""
+    return logits_NGV.softmax(dim=-1) @ log2_of_tokens(logits_NGV)
+
+
+def log2_of_tokens(values_V: Tensor) -> Tensor:
+    """log2(count + 1) of every token, with the vocabulary, type and device of some values; (V,)."""
+    return torch.arange(1, values_V.shape[-1] + 1, dtype=values_V.dtype, device=values_V.device).log2()
 
 
 def predicted_variance(mean_NG: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ def read_expression(table: AnnData, key: str, *, layer: str | None, also: Sequen
     counts = _read_counts(table, list(dict.fromkeys([*predicted.columns, *also])), layer)
     target = str(table.uns[key].get("target", "log2"))
     if target == "counts":
-        predicted = np.log2(predicted + 1)
+        has_mean = f"{key}_log2" in table.obsm
+        predicted = read_predicted(table, key, f"{key}_log2") if has_mean else np.log2(predicted + 1)
     if target in {"log2", "counts"}:
         return Expression(np.log2(counts + 1), predicted, "log2(count + 1)")
     # sections of H&E alone have no depth

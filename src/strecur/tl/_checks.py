@@ -99,9 +99,10 @@ def check_share(name: str, value: float) -> None:
         raise ValueError(msg)
 
 
-def check_samples(model: ExpressionModel, n_samples: int) -> None:
+def check_samples(model: ExpressionModel, n_samples: int, temperature: float) -> None:
     """Refuse a number of samples that shows no spread, and samples of a model that predicts no counts."""
     check_whole("n_samples", n_samples, least=-math.inf)
+    check_positive("temperature", temperature)
     if n_samples < 0 or n_samples == 1:
         msg = f"n_samples={n_samples} must be 0 or at least 2"
         raise ValueError(msg)

@@ -93,7 +93,7 @@ class ExpressionTask:
 
     def predict(self, test: AnnData, model: ExpressionModel, **options: object) -> np.ndarray:
         predict_expression(test, model, library_key=self.library_key, key_added=KEY, **options)
-        return model.target.log2(test.obsm[KEY])
+        return test.obsm[f"{KEY}_log2" if model.target.scale == "counts" else KEY]
 
     def predict_baselines(
         self,

@@ -38,6 +38,7 @@ def predict_expression(
     halt_threshold: float | None = None,
     coverage: float | None = None,
     n_samples: int = 0,
+    temperature: float = 1.0,
     rng: int = 0,
     key_added: str = "trm_expression",
     accelerator: str | None = None,
@@ -80,7 +81,9 @@ def predict_expression(
         :func:`calibrate_expression` or on its validation sections.
     n_samples
         Of a model of counts: draw them so many times, at least twice, to see how firm they are. The prediction stays
-        the most probable one.
+        as it is.
+    temperature
+        Of the samples; below 1 they are closer to the most probable counts, and vary less.
     rng
         Seed; the same seed gives the same restarts and samples, whatever other sections are there.
     key_added
@@ -105,6 +108,12 @@ def predict_expression(
         NaN, such as those outside the image, have NaN. Counts are int32, but float32 if such spots are there.
     ``obsm[f"{key}_linear"]``
         The same by the linear baseline; log2(count + 1) beside counts.
+    ``obsm[f"{key}_log2"]``
+        Of counts: the mean of log2(count + 1) over the predicted distributions (float32, spots × genes). Where the
+        predicted counts are nearly the same everywhere, it still tells spots apart.
+    ``obsm[f"{key}_sample"]``
+        With ``n_samples``: the first of the samples (int32 as the counts). Samples vary as counts do, from gene to
+        gene and in their totals, but single values are worse predictions.
     ``obsm[f"{key}_spread"]``
         With ``breadth > 1``: standard deviation over the restarts; with ``n_samples``: of log2(count + 1) over the
         samples (float32, spots × genes).
@@ -151,7 +160,7 @@ def predict_expression(
         rng=rng,
     )
     check_selection(selection, ("mean", "converged"))
-    check_samples(model, n_samples)
+    check_samples(model, n_samples, temperature)
     if coverage is not None:
         check_share("coverage", coverage)
         require_errors(model)
@@ -188,12 +197,18 @@ def predict_expression(
         if breadth > 1:
             spread = [np.std([run.output_DN[-1] for run in runs], axis=0) for runs in restarts]
             obsm[f"{key_added}_spread"] = embedded.spread(join(sections, spread, axis=0))
+        if model.target.scale == "counts":
+            log2_NG = join(sections, [run.log2_DN[-1] for (run,) in restarts], axis=0)
+            obsm[f"{key_added}_log2"] = embedded.spread(log2_NG)
         if n_samples:
-            spread = model.spread_of_counts(parts, inference, n_samples, **place)
-            obsm[f"{key_added}_spread"] = embedded.spread(join(sections, spread, axis=0))
+            drawn = model.draw_counts(parts, inference, n_samples, temperature=temperature, **place)
+            spread_NG = join(sections, [draws.spread_NG for draws in drawn], axis=0)
+            first_NG = join(sections, [draws.first_NG for draws in drawn], axis=0)
+            obsm[f"{key_added}_spread"] = embedded.spread(spread_NG)
+            obsm[f"{key_added}_sample"] = whole_numbers(embedded.spread(first_NG), model.target)
         uns["residuals"] = residual_table(sections, restarts)
         params = {**asdict(replace(inference, halt_threshold=threshold)), "stop_early": stop_early}
-        params |= {"selection": selection, "n_samples": n_samples}
+        params |= {"selection": selection, "n_samples": n_samples, "temperature": temperature}
     if coverage is not None:
         params["coverage"] = coverage
         obsm[f"{key_added}_interval"] = embedded.spread(model.errors.half_width(predicted_NG, coverage))

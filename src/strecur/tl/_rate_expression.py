@@ -11,6 +11,7 @@ from strecur import metrics
 from strecur.engine import Inference
 from strecur.models._counts import predict_values
 from strecur.models._intervals import fit_errors
+from strecur.nn import CountNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,10 +55,15 @@ def score(truths: Sequence[np.ndarray], predicted: Sequence[np.ndarray]) -> dict
     return {"pcc": pcc, "mse": float(np.nanmean(np.square(error_NG))), "rvd": float(rvd)}
 
 
-def run(network: SpotNetwork, judges: Sequence[Section], inference: Inference, fabric: Fabric) -> list[np.ndarray]:
-    """Predict sections of ready features."""
+def run(
+    network: SpotNetwork, judges: Sequence[Section], inference: Inference, fabric: Fabric
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Predict sections of ready features, on the scale of the target and where genes are compared."""
     found = predict_values(network, judges, inference, fabric=fabric, progress=False)
-    return [runs[0].output_DN[-1] for runs in found]
+    values = [runs[0].output_DN[-1] for runs in found]
+    if isinstance(network, CountNetwork):
+        return values, [runs[0].log2_DN[-1] for runs in found]
+    return values, values
 
 
 def validator(
@@ -68,7 +74,7 @@ def validator(
     inference = Inference(depth, symmetric=False, keep_steps=False)
 
     def validate(network: SpotNetwork) -> dict[str, float]:
-        found = score(truths, list(map(scale.log2, run(network, judges, inference, fabric))))
+        found = score(truths, run(network, judges, inference, fabric)[1])
         return {f"validation_{name}": found[name] for name in ("pcc", "mse")}
 
     return validate
@@ -79,11 +85,12 @@ def rate_network(
 ) -> None:
     """Add to the model what the validation sections tell of its network, beside what they tell of the baseline."""
     truths = [judge.target_N.numpy() for judge in judges]
-    predicted = run(model.network, judges, Inference(model.architecture.n_steps, keep_steps=False), fabric)
-    truth_NG, predicted_NG = np.concatenate(truths), np.concatenate(predicted)
+    inference = Inference(model.architecture.n_steps, keep_steps=False)
+    values, predicted = run(model.network, judges, inference, fabric)
+    truth_NG, predicted_NG = np.concatenate(truths), np.concatenate(values)
     known_N = ~np.isnan(truth_NG).any(axis=1)
     model.errors = fit_errors(predicted_NG[known_N], truth_NG[known_N])
-    truths, predicted = (list(map(model.target.log2, values)) for values in (truths, predicted))
+    truths = list(map(model.target.log2, truths))
     pcc_network = mean_pcc(truths, predicted)
     model.reliability["pcc_network"] = model.reliability["pcc"] = pcc_network
     model.scores = pd.DataFrame(

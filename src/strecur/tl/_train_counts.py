@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("strecur")
 
-# Optimizer steps, however many sections there are: on two cores minutes, as a step generates a fixed number of spots.
-N_TRAINING_STEPS = 1000
-RATE = 2e-3
+# Visits, however many sections there are: on two cores minutes, as each generates a fixed number of spots, or so many
+# in every outer step of a recursion.
+N_VISITS = 120
+RATE = 5e-3
 
 
 def check_counts(
@@ -68,7 +69,6 @@ def fit_counts(
     return config, gene_groups(counts_NG, config.n_groups, rng=rng).order_G
 
 
-def schedule(config: GenARConfig, n_sections: int, max_epochs: int | None) -> dict[str, object]:
+def schedule(n_sections: int, max_epochs: int | None) -> dict[str, object]:
     """How long and how fast to train."""
-    n_epochs = -(-N_TRAINING_STEPS // (n_sections * config.n_steps))
-    return {"max_epochs": max_epochs or n_epochs, "learning_rate": RATE}
+    return {"max_epochs": max_epochs or -(-N_VISITS // n_sections), "learning_rate": RATE}

@@ -280,8 +280,8 @@ def train_expression(
     if as_hist:
         schedule, augment = schedule | OPTIMISATION, hist_augmentation(backbone)
     if is_counts:
-        model.network.head.set_order(torch.from_numpy(order_G))
-        schedule = counts.schedule(architecture, len(split.training), max_epochs)
+        model.network.head.fit(torch.from_numpy(order_G), torch.from_numpy(target_NG[taught]))
+        schedule = counts.schedule(len(split.training), max_epochs)
     else:
         model.network.head.set_scale(torch.from_numpy(log_NG))
     fabric = make_fabric(accelerator or settings.accelerator, devices, precision or settings.precision)
