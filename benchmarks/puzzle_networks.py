@@ -22,7 +22,7 @@ from strecur.nn import (
     Universal,
     UniversalConfig,
 )
-from strecur.nn.layers import SwiGLU, rms_norm
+from strecur.nn.layers import BranchEnd, SwiGLU, linear, rms_norm
 
 if TYPE_CHECKING:
     from strecur.nn import Lattice
@@ -85,6 +85,14 @@ class MixerBackbone(nn.Module):
         return torch.cat([h_SLD[:, : self.n_context].flatten(0, 1), h_SLD[:, self.n_context :].flatten(0, 1)])
 
 
+def narrow(body: nn.Module, hidden: int) -> nn.Module:
+    """Give the gated MLPs of a backbone another hidden width than the package's multiple of 256."""
+    for mlp in [part for part in body.modules() if isinstance(part, SwiGLU)]:
+        width = mlp.up.in_features
+        mlp.up, mlp.down = linear(width, 2 * hidden), BranchEnd(hidden, width)
+    return body
+
+
 @dataclass(frozen=True)
 class Preset:
     """Puzzles, size of the network, training and evaluation.
@@ -95,6 +103,8 @@ class Preset:
         ``"dense"`` or ``"mixer"``.
     width, n_layers, n_context
         Size of the backbone.
+    hidden
+        Hidden width of the gated MLPs; ``None``: that of the package.
     n_latent, n_deep
         Of TRM. The others pass as many layers.
     fit
@@ -117,6 +127,7 @@ class Preset:
     n_train: int
     n_test: int
     n_context: int = 1
+    hidden: int | None = None
     depths: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     breadths: tuple[int, ...] = (4, 16)
     methods: tuple[str, ...] = METHODS
@@ -137,8 +148,10 @@ class Preset:
 
     def make_backbone(self, n_layers: int) -> nn.Module:
         if self.backbone == "dense":
-            return DenseBackbone(DenseConfig(self.width, n_layers, n_heads=max(self.width // 64, 2)))
-        return MixerBackbone(MixerConfig(self.width, n_layers, self.puzzles.side**2, self.n_context))
+            body = DenseBackbone(DenseConfig(self.width, n_layers, n_heads=max(self.width // 64, 2)))
+        else:
+            body = MixerBackbone(MixerConfig(self.width, n_layers, self.puzzles.side**2, self.n_context))
+        return body if self.hidden is None else narrow(body, self.hidden)
 
     def make_recursion(self, method: str) -> nn.Module:
         n_passes = self.n_layer_passes(method)

@@ -154,6 +154,16 @@ def test_the_published_network_has_the_published_size():
     assert round(expected / 1e6, 2) == 5.03
 
 
+@pytest.mark.parametrize("backbone", ["dense", "mixer"])
+def test_narrow_networks_have_gated_mlps_of_that_width_and_keep_the_rest(backbone):
+    wide, slim = (tiny(backbone, hidden=hidden).make_network("trm", 0) for hidden in (None, 24))
+    shapes = [{name: tuple(p.shape) for name, p in n.named_parameters()} for n in (wide, slim)]
+    changed = {name for name in shapes[0] if shapes[0][name] != shapes[1][name]}
+    assert changed
+    assert all(name.endswith(("up.weight", "down.weight")) for name in changed)
+    assert {shapes[1][n][0] if n.endswith("up.weight") else 2 * shapes[1][n][1] for n in changed} == {48}
+
+
 def tiny(backbone: str, **changes) -> networks.Preset:
     config = FitConfig(4, max_epochs=40, batch_sections=8, learning_rate=4e-3, weight_decay=0.0, warmup=10, ema=0.9)
     preset = networks.Preset(
