@@ -88,7 +88,7 @@ def main() -> None:
     adata, done = read(options), read_table(options.out)
     names = list(adata.obs["section"].cat.categories)
     for section in options.test or names:
-        others = tuple(name for name in names if name != section)
+        others = tuple(options.train or (name for name in names if name != section))
         for recipe in options.recipes or RECIPES[options.task]:
             training = Training(
                 options.task, others, "trm", None if recipe == "without" else recipe, options.epochs, options.seed
@@ -99,7 +99,7 @@ def main() -> None:
                 "recipe": recipe,
                 "epochs": options.epochs or "default",
             }
-            setting |= {"seed": options.seed, "depth": options.depth}
+            setting |= {"train": " ".join(others), "seed": options.seed, "depth": options.depth}
             if is_done(done, setting):
                 continue
             model = trained(adata, training, options)

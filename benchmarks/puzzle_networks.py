@@ -182,11 +182,12 @@ class Preset:
 SMALL = Preset(
     Sudokus(n_clues=10),
     "mixer",
-    width=32,
+    width=48,
+    hidden=96,
     n_layers=1,
     n_latent=2,
     n_deep=1,
-    fit=FitConfig(8, max_epochs=16, batch_sections=32, learning_rate=4e-3, weight_decay=0.1, warmup=100, ema=0.99),
+    fit=FitConfig(8, max_epochs=3, batch_sections=16, learning_rate=4e-3, weight_decay=0.1, warmup=100, ema=0.99),
     n_train=1024,
     n_test=128,
 )

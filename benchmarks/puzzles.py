@@ -87,11 +87,11 @@ def evaluate(
     Selection ``"-"`` is a run as the network was trained, ``"one"`` the average over single random starts.
     """
     plain = Inference(max(depths), symmetric=False, slots=256)
-    found = predict(network, sections, plain, fabric=fabric)
+    found = predict(network, sections, plain, fabric=fabric, progress=False)
     rows = [{"depth": d, "breadth": 1, "selection": "-"} | score(found, sections, d, "mean") for d in depths]
     if not hasattr(network.recursion, "random_start"):
         return rows
-    found = predict(network, sections, replace(plain, breadth=max(breadths)), fabric=fabric)
+    found = predict(network, sections, replace(plain, breadth=max(breadths)), fabric=fabric, progress=False)
     for depth in depths:
         rows.append({"depth": depth, "breadth": 1, "selection": "one"} | path_dependence(found, sections, depth))
         for breadth, selection in product(breadths, SELECTIONS):
@@ -106,15 +106,16 @@ def run(
 ) -> pd.DataFrame:
     """Train and evaluate one method."""
     network = preset.make_network(method, seed)
-    start = time.perf_counter()
-    history = fit(network, train, preset.fit_config(method), fabric=fabric, augment=preset.puzzles.augment, seed=seed)
-    trained = time.perf_counter()
+    config, augment = preset.fit_config(method), preset.puzzles.augment
+    start = time.process_time()
+    history = fit(network, train, config, fabric=fabric, augment=augment, seed=seed, progress=False)
+    trained = time.process_time()
     rows = pd.DataFrame(evaluate(network, test, preset.depths_of(method), preset.breadths, fabric))
     return rows.assign(
         layer_passes=rows["depth"] * preset.n_layer_passes(method),
         train_loss=history[-1]["train_loss"],
         train_seconds=trained - start,
-        predict_seconds=time.perf_counter() - trained,
+        predict_seconds=time.process_time() - trained,
     )
 
 

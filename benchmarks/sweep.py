@@ -4,7 +4,7 @@
     python benchmarks/sweep.py domains --data ../shared/data/dlpfc --size-factor-key sum_umi --test 151673 --epochs 15
 
 The weights stay as they are. A table and a figure of ``tl.recursion_sweep`` for every held-out section; the models are
-those of ``benchmarks/halting.py`` without halting.
+those of ``benchmarks/halting.py``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     names = list(adata.obs["section"].cat.categories)
     tables = []
     for section in options.test or names:
-        others = tuple(name for name in names if name != section)
+        others = tuple(options.train or (name for name in names if name != section))
         training = Training(options.task, others, "trm", options.halting, options.epochs, options.seed)
         model = trained(adata, training, options)
         tables.append(

@@ -19,32 +19,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
-from domains import read_folder
-from kept_models import Training, append, is_done, read_table, trained
+from kept_models import Training, append, is_done, read, read_table, trained
 
 import strecur as st
 from strecur._anndata import read_grid, read_sections
 
 SECTIONS = ("A1", "B1", "C1", "D1", "E1", "F1")
 UNKNOWN = "undetermined"
-SIZE = "library_size"
 
 
-def by_symbol(adata: ad.AnnData) -> ad.AnnData:
-    """Name the genes by their symbols; of several genes with one symbol the first is kept."""
-    symbols = adata.var["symbol"].astype(str)
-    kept = adata[:, ~symbols.duplicated().to_numpy()].copy()
-    kept.var_names = symbols[~symbols.duplicated()].to_numpy()
-    return kept
-
-
-def read_target(folder: Path, names: list[str]) -> dict[str, ad.AnnData]:
-    """Annotated sections with their library sizes, each on its lattice."""
+def read_target(folder: Path, names: list[str], size_key: str) -> dict[str, ad.AnnData]:
+    """Annotated sections with their library sizes in ``obs[size_key]``, each on its lattice."""
     sections = {}
     for name in names:
         section = ad.read_h5ad(folder / f"{name}.h5ad")
         section.obs["section"] = pd.Categorical([name] * section.n_obs)
-        section.obs[SIZE] = np.asarray(section.X.sum(axis=1)).ravel()
+        section.obs[size_key] = np.asarray(section.X.sum(axis=1)).ravel()
         section.obs["domain"] = section.obs["domain"].astype(object).where(section.obs["domain"] != UNKNOWN)
         st.pp.to_grid(section, library_key="section")
         sections[name] = section
@@ -53,7 +43,7 @@ def read_target(folder: Path, names: list[str]) -> dict[str, ad.AnnData]:
 
 def own_components(section: ad.AnnData, n_components: int, seed: int) -> np.ndarray:
     """Principal components of the section's own variable genes: what one would cluster without any model."""
-    table = ad.AnnData(section.X.copy(), obs=section.obs[[SIZE]].copy(), var=section.var[[]].copy())
+    table = ad.AnnData(section.X.copy(), obs=section.obs[[]].copy(), var=section.var[[]].copy())
     sc.pp.filter_genes(table, min_cells=5)
     sc.pp.normalize_total(table, target_sum=1e4)
     sc.pp.log1p(table)
@@ -139,13 +129,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/transfer.csv"))
     options = parser.parse_args()
 
-    source = by_symbol(read_folder(options.data))
-    source.obs[SIZE] = source.obs[options.size_factor_key]
-    options.size_factor_key = SIZE
-    target = read_target(options.target, options.sections)
+    options.task = "domains"
+    source = read(options)
+    target = read_target(options.target, options.sections, options.size_factor_key)
     done = read_table(options.out)
     for seed, architecture in product(options.seeds, options.architectures):
-        training = Training("domains by symbol", tuple(options.train), architecture, None, options.epochs, seed)
+        training = Training("domains", tuple(options.train), architecture, "loss_proxy", options.epochs, seed)
         setting = {"epochs": options.epochs or "default", "architecture": architecture, "seed": seed}
         if is_done(done, setting):
             continue

@@ -23,23 +23,29 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 import strecur as st
-from strecur.engine import Inference
+from strecur.engine import Inference, combine
+from strecur.engine.restarts import SELECTIONS, agreement, pairwise_disagreement
 from strecur.tl._apply import hardware, read_input
+from strecur.tl._labels import settling_steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import anndata as ad
 
+    from strecur.engine import Prediction
+
 ARCHITECTURES = ("trm", "trm, random starts")
 COVERAGE = 0.9
 N_GROUPS = 5
 
 
-def split(names: Sequence[str], test: str) -> tuple[tuple[str, ...], str]:
-    """Training sections, and the one that calibrates: the next one after ``test``."""
-    calibrating = names[(list(names).index(test) + 1) % len(names)]
-    return tuple(name for name in names if name not in (test, calibrating)), calibrating
+def split(names: Sequence[str], test: str, train: Sequence[str] | None = None) -> tuple[tuple[str, ...], str]:
+    """Training sections, and the one that calibrates: the first of the others after ``test``."""
+    start = list(names).index(test) + 1
+    others = [name for name in (*names[start:], *names[: start - 1]) if name not in (train or ())]
+    calibrating = others[0]
+    return tuple(train or (name for name in names if name not in (test, calibrating))), calibrating
 
 
 def error_by_group(uncertainty: np.ndarray, error: np.ndarray, n_groups: int = N_GROUPS) -> dict[str, float]:
@@ -54,65 +60,66 @@ def entropy(proba_NC: np.ndarray) -> np.ndarray:
     return -(proba_NC * np.log(proba_NC)).sum(axis=1)
 
 
-def last_changes(test: ad.AnnData, model: st.models.DomainModel, depth: int) -> np.ndarray:
-    """Root mean square change of every spot's latent in the last outer step."""
+def explore(test: ad.AnnData, model: object, depth: int, breadth: int) -> tuple[Prediction, list[Prediction]]:
+    """One run from the start the network is used with, and restarts from random ones, of one section."""
     given = read_input(test, model, library_key="section", table_key=None, **hardware(None, None))
-    changes = []
-    for part in given.parts:
-        ((run,),) = model.predict([part], Inference(depth, keep_latents=len(part.features_NF)))
-        changes.append(np.sqrt(np.square(run.latents_DNE[-1] - run.latents_DNE[-2]).mean(axis=1)))
-    order = np.concatenate([given.sections.rows(part.name) for part in given.parts])
-    return np.concatenate(changes)[np.argsort(order)]
+    (part,) = given.parts
+    ((run,),) = model.predict([part], Inference(depth, keep_latents=test.n_obs))
+    (restarts,) = model.predict([part], Inference(depth, breadth))
+    return run, restarts
+
+
+def last_changes(run: Prediction) -> np.ndarray:
+    """Root mean square change of every spot's latent in the last outer step."""
+    before, after = run.latents_DNE[-2:]
+    return np.sqrt(np.square(after - before).mean(axis=1))
 
 
 def domain_rows(
     model: st.models.DomainModel, calibrating: ad.AnnData, test: ad.AnnData, breadth: int, depth: int
 ) -> list[dict]:
-    """One row on calibration, and one for every measure of uncertainty."""
+    """One row on calibration, one on each way to choose among restarts, and one for every measure of uncertainty."""
     usual = {"library_key": "section", "progress": False}
-    truth, labels = test.obs["domain"].to_numpy(), model.labels
+    truth, labels = test.obs["domain"].to_numpy(), np.array(model.labels, dtype=object)
     known = pd.notna(truth)
+
+    def ari(proba_NC: np.ndarray) -> float:
+        return st.metrics.domain_scores(truth, labels[proba_NC.argmax(axis=1)])["ari"]
+
     model.temperature = 1.0
     st.tl.trm_domains(test, model, **usual)
     raw = test.obsm["trm_domains_proba"]
     st.tl.calibrate(calibrating, model, "domain", **usual)
     st.tl.trm_domains(test, model, coverage=COVERAGE, **usual)
     proba, sets = test.obsm["trm_domains_proba"], test.obsm["trm_domains_set"]
+    chosen = proba.argmax(axis=1)
     column = pd.Index(labels).get_indexer(truth[known])
-    wrong = (test.obs["trm_domains"].astype(object).to_numpy() != truth)[known]
-    # what a model that errs as often can reach: the mean confidence should be the accuracy
+    wrong = chosen[known] != column
     rows = [
         {
             "what": "calibration",
-            "ari": st.metrics.domain_scores(truth, list(test.obs["trm_domains"]))["ari"],
+            "ari": ari(proba),
             "accuracy": 1 - wrong.mean(),
             "temperature": model.temperature,
-            "ece_before": st.metrics.expected_calibration_error(truth, raw, labels),
-            "ece": st.metrics.expected_calibration_error(truth, proba, labels),
+            "ece_before": st.metrics.expected_calibration_error(truth, raw, model.labels),
+            "ece": st.metrics.expected_calibration_error(truth, proba, model.labels),
             "coverage": sets[known][np.arange(known.sum()), column].mean(),
             "set_size": sets[known].sum(axis=1).mean(),
         }
     ]
-    deep = test.copy()
-    st.tl.trm_domains(deep, model, depth=depth, **usual)
-    wide = test.copy()
-    st.tl.trm_domains(wide, model, depth=depth, breadth=breadth, selection="mean", **usual)
+    run, restarts = explore(test, model, depth, breadth)
+    rows.append({"what": "no restarts", "ari": ari(run.output_DN[-1])})
+    one = np.mean([ari(restart.output_DN[-1]) for restart in restarts])
+    rows.append({"what": "one restart", "ari": one, "disagreement": pairwise_disagreement(restarts)})
+    rows += [{"what": f"restarts, {how}", "ari": ari(combine(restarts, how)[-1])} for how in SELECTIONS]
     measures = {
         "1 - confidence": 1 - proba.max(axis=1),
         "entropy": entropy(proba),
-        "restarts disagree": 1 - wide.obs["trm_domains_agreement"].to_numpy(),
-        "entropy of restarts' mean": entropy(wide.obsm["trm_domains_proba"]),
-        "last change of the latent": last_changes(test, model, depth),
-        "settling step": deep.obs["trm_domains_settling_step"].to_numpy(dtype=float),
+        "restarts that disagree": 1 - agreement(restarts, chosen),
+        "entropy of the restarts' mean": entropy(combine(restarts, "mean")[-1]),
+        "last change of the latent": last_changes(run),
+        "settling step": settling_steps(run.output_DN.argmax(axis=2).T).astype(float),
     }
-    wide_ari = st.metrics.domain_scores(truth, list(wide.obs["trm_domains"]))["ari"]
-    rows.append(
-        {
-            "what": "restarts",
-            "ari": wide_ari,
-            "disagreement": wide.uns["trm_domains"]["sections"]["disagreement"].iloc[0],
-        }
-    )
     for name, values in measures.items():
         values = values[known]
         rows.append({"what": name, "auroc": roc_auc_score(wrong, values), **error_by_group(values, wrong)})
@@ -135,24 +142,28 @@ def expression_rows(
     predicted, half = test.obsm["trm_expression"], test.obsm["trm_expression_interval"]
     error = np.abs(truth - predicted)
     by_gene = (error <= half).mean(axis=0)
-    wide = test.copy()
-    st.tl.predict_expression(wide, model, depth=depth, breadth=breadth, **usual)
-    spread = wide.obsm["trm_expression_spread"]
+    _, restarts = explore(test, model, depth, breadth)
+    spread = np.std([restart.output_DN[-1] for restart in restarts], axis=0)
+
+    def pcc(values: np.ndarray) -> float:
+        return st.metrics.expression_scores(truth, values)["pcc_300"]
+
     rows = [
         {
             "what": "intervals",
-            "pcc_300": st.metrics.expression_scores(truth, predicted)["pcc_300"],
+            "pcc_300": pcc(predicted),
             "coverage": by_gene.mean(),
             "coverage_low": np.quantile(by_gene, 0.1),
             "coverage_high": np.quantile(by_gene, 0.9),
             "width": 2 * half.mean(),
         },
         {
-            "what": "restarts",
-            "pcc_300": st.metrics.expression_scores(truth, wide.obsm["trm_expression"])["pcc_300"],
+            "what": "one restart",
+            "pcc_300": np.mean([pcc(restart.output_DN[-1]) for restart in restarts]),
             "disagreement": spread.mean(),
         },
     ]
+    rows += [{"what": f"restarts, {how}", "pcc_300": pcc(combine(restarts, how)[-1])} for how in ("mean", "converged")]
     for name, values in {"spread of restarts": spread, "half width": half, "predicted level": predicted}.items():
         pooled = np.corrcoef(rankdata(values), rankdata(error))[0, 1]
         groups = error_by_group(values.ravel(), error.ravel())
@@ -191,6 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
+    parser.add_argument("--halting", help="recipe the models were trained with; by default none")
     parser.add_argument("--breadth", type=int, default=8)
     parser.add_argument("--depth", type=int, default=4, help="outer steps of the restarts")
     parser.add_argument("--out", type=Path, help="by default benchmarks/results/uncertainty_<task>.csv")
@@ -200,13 +212,15 @@ def main() -> None:
     adata, done = read(options), read_table(out)
     names = list(adata.obs["section"].cat.categories)
     for section in options.test or names:
-        training_sections, calibrating = split(names, section)
+        training_sections, calibrating = split(names, section, options.train)
         for architecture in options.architectures:
             setting = {"data": options.data.name, "test": section, "architecture": architecture}
             setting |= {"epochs": options.epochs or "default", "seed": options.seed}
             if is_done(done, setting):
                 continue
-            training = Training(options.task, training_sections, architecture, None, options.epochs, options.seed)
+            training = Training(
+                options.task, training_sections, architecture, options.halting, options.epochs, options.seed
+            )
             model = trained(adata, training, options)
             held_out = [of_sections(adata, [name]) for name in (calibrating, section)]
             rows = ROWS[options.task](model, *held_out, options.breadth, options.depth)
