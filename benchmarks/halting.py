@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from kept_models import Training, add_options, append, is_done, of_sections, read, read_table, trained
+from kept_models import ARCHITECTURES, Training, add_options, append, is_done, of_sections, read, read_table, trained
 
 import strecur as st
 
@@ -72,15 +72,16 @@ def compare(train: ad.AnnData, test: ad.AnnData, model: object, options: argpars
 def summarise(table: pd.DataFrame, task: str) -> pd.DataFrame:
     """Means over the held-out sections, and the share of the time of the full depth that halting saves."""
     columns = [*SCORES[task], "n_steps", "threshold", "halt_probability", "seconds"]
-    means = table.groupby(["recipe", "stop"], sort=False)[columns].mean()
+    means = table.groupby(["architecture", "recipe", "stop"], sort=False)[columns].mean()
     full = means["seconds"].xs("never", level="stop")
-    return means.assign(saved=1 - means["seconds"] / full.reindex(means.index, level="recipe")).round(3)
+    return means.assign(saved=1 - means["seconds"] / full.reindex(means.index.droplevel("stop")).to_numpy()).round(3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--recipes", nargs="+", help="by default all that fit the task")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="trm")
     parser.add_argument("--depth", type=int, default=8, help="outer steps of the prediction")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/halting.csv"))
     options = parser.parse_args()
@@ -90,16 +91,11 @@ def main() -> None:
     for section in options.test or names:
         others = tuple(options.train or (name for name in names if name != section))
         for recipe in options.recipes or RECIPES[options.task]:
-            training = Training(
-                options.task, others, "trm", None if recipe == "without" else recipe, options.epochs, options.seed
-            )
-            setting = {
-                "data": options.data.name,
-                "test": section,
-                "recipe": recipe,
-                "epochs": options.epochs or "default",
-            }
-            setting |= {"train": " ".join(others), "seed": options.seed, "depth": options.depth}
+            halting = None if recipe == "without" else recipe
+            training = Training(options.task, others, options.architecture, halting, options.epochs, options.seed)
+            setting = {"data": options.data.name, "test": section, "train": " ".join(others), "recipe": recipe}
+            setting |= {"architecture": options.architecture, "epochs": options.epochs or "default"}
+            setting |= {"seed": options.seed, "depth": options.depth}
             if is_done(done, setting):
                 continue
             model = trained(adata, training, options)
