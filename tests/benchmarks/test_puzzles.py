@@ -102,6 +102,16 @@ def test_the_seed_decides_the_puzzles(kind):
     assert not torch.equal(first[0].features_NF, first[1].features_NF)
 
 
+def test_kept_puzzles_are_the_drawn_ones(tmp_path):
+    preset = tiny("mixer", n_train=3, n_test=2)
+    drawn, kept = (sum(puzzles.make_puzzles(preset, None, tmp_path / "kept.npz"), []) for _ in range(2))
+    assert [section.name for section in kept] == [section.name for section in drawn]
+    for a, b in zip(drawn, kept, strict=True):
+        assert torch.equal(a.features_NF, b.features_NF)
+        assert torch.equal(a.target_N, b.target_N)
+        assert torch.equal(a.lattice.row_N, b.lattice.row_N)
+
+
 def test_turned_mazes_are_mazes_in_raster_order():
     kind, generator = Mazes(7), torch.Generator().manual_seed(0)
     (section,) = draw(kind, n=1)
