@@ -79,20 +79,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read(options: argparse.Namespace) -> ad.AnnData:
-    """Sections of the task, on their lattice; genes by symbol, so that other data sets have them too."""
-    if options.task == "expression":
-        return expression.read_sections(options)
-    return by_symbol(domains.read_folder(options.data))
-
-
-def by_symbol(adata: ad.AnnData) -> ad.AnnData:
-    """Name the genes by their symbols, if these are known; of several genes with one symbol the first is kept."""
-    if "symbol" not in adata.var:
-        return adata
-    symbols = adata.var["symbol"].astype(str)
-    kept = adata[:, ~symbols.duplicated().to_numpy()].copy()
-    kept.var_names = symbols[~symbols.duplicated()].to_numpy()
-    return kept
+    """Sections of the task, on their lattice."""
+    return domains.read_folder(options.data) if options.task == "domains" else expression.read_sections(options)
 
 
 def of_sections(adata: ad.AnnData, names: Sequence[str]) -> ad.AnnData:

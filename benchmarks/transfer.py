@@ -28,14 +28,22 @@ SECTIONS = ("A1", "B1", "C1", "D1", "E1", "F1")
 UNKNOWN = "undetermined"
 
 
-def read_target(folder: Path, names: list[str], size_key: str) -> dict[str, ad.AnnData]:
-    """Annotated sections with their library sizes in ``obs[size_key]``, each on its lattice."""
+def ids_of_symbols(folder: Path) -> dict[str, str]:
+    """Gene ids that the models know by, for each symbol; of several genes with one symbol the first."""
+    var = ad.read_h5ad(next(iter(sorted(folder.glob("*.h5ad")))), backed="r").var
+    symbols = var["symbol"].astype(str)
+    return dict(zip(symbols[::-1], var.index[::-1], strict=True))
+
+
+def read_target(folder: Path, names: list[str], size_key: str, ids: dict[str, str]) -> dict[str, ad.AnnData]:
+    """Annotated sections with gene ids and library sizes (``obs[size_key]``), each on its lattice."""
     sections = {}
     for name in names:
         section = ad.read_h5ad(folder / f"{name}.h5ad")
         section.obs["section"] = pd.Categorical([name] * section.n_obs)
         section.obs[size_key] = np.asarray(section.X.sum(axis=1)).ravel()
         section.obs["domain"] = section.obs["domain"].astype(object).where(section.obs["domain"] != UNKNOWN)
+        section.var["gene_id"] = [ids.get(symbol, "") for symbol in section.var_names]
         st.pp.to_grid(section, library_key="section")
         sections[name] = section
     return sections
@@ -131,7 +139,7 @@ def main() -> None:
 
     options.task = "domains"
     source = read(options)
-    target = read_target(options.target, options.sections, options.size_factor_key)
+    target = read_target(options.target, options.sections, options.size_factor_key, ids_of_symbols(options.data))
     done = read_table(options.out)
     for seed, architecture in product(options.seeds, options.architectures):
         training = Training("domains", tuple(options.train), architecture, "loss_proxy", options.epochs, seed)
@@ -142,7 +150,7 @@ def main() -> None:
         depths = options.depths if architecture == "trm" else options.depths[:1]
         rows = []
         for name, section in target.items():
-            share = np.isin(model.features.source.genes, section.var_names).mean()
+            share = np.isin(model.features.source.genes, section.var["gene_id"]).mean()
             found = latents(section, model, depths)
             named = {(f"latent, {architecture}", depth): values for depth, values in found.items()}
             if architecture == options.architectures[0]:

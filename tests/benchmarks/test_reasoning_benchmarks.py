@@ -93,11 +93,10 @@ def test_halting_saves_steps_and_is_scored_like_a_run_of_so_many(sections, model
     assert found["ari"] == pytest.approx(table.loc["depth of training", "ari"])
 
 
-def test_genes_are_named_by_symbol_once():
+def test_genes_are_found_by_the_first_id_of_their_symbol(tmp_path):
     var = pd.DataFrame({"symbol": ["A", "B", "A"]}, index=["E1", "E2", "E3"])
-    found = kept.by_symbol(ad.AnnData(np.array([[1.0, 2.0, 3.0]], dtype=np.float32), var=var))
-    assert list(found.var_names) == ["A", "B"]
-    assert found.X.tolist() == [[1, 2]]
+    ad.AnnData(np.zeros((1, 3), dtype=np.float32), var=var).write_h5ad(tmp_path / "one.h5ad")
+    assert transfer.ids_of_symbols(tmp_path) == {"A": "E1", "B": "E2"}
 
 
 def test_clusters_of_the_domains_themselves_are_perfect(sections):
