@@ -193,7 +193,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         ax.set(title=architecture, xlabel="fifth of the spots, the most uncertain last")
         ax.set_xticks(range(1, N_GROUPS + 1))
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set(ylabel="mean error", ylim=(0, None))
+    axes[0, 0].set(ylabel="mean error", ylim=(0, 1.08 * own[columns].to_numpy().max()))
     axes[0, -1].legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=150)
 
