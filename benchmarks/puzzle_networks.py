@@ -22,7 +22,7 @@ from strecur.nn import (
     Universal,
     UniversalConfig,
 )
-from strecur.nn.layers import SwiGLU, rms_norm
+from strecur.nn.layers import BranchEnd, SwiGLU, linear, rms_norm, shrink_branches
 
 if TYPE_CHECKING:
     from strecur.nn import Lattice
@@ -37,6 +37,9 @@ METHODS = (
     "trm, random",
 )
 """``step``: as many layers as TRM passes in an outer step, ``run``: as in all outer steps of its training."""
+
+# Gradients through all layers of a run leave the answer at chance at the rate of the others and with full branches.
+DEEP_RATE, DEEP_GAIN = 0.25, 0.2
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,14 @@ class MixerBackbone(nn.Module):
         return torch.cat([h_SLD[:, : self.n_context].flatten(0, 1), h_SLD[:, self.n_context :].flatten(0, 1)])
 
 
+def narrow(body: nn.Module, hidden: int) -> nn.Module:
+    """Give the gated MLPs of a backbone another hidden width than the package's multiple of 256."""
+    for mlp in [part for part in body.modules() if isinstance(part, SwiGLU)]:
+        width = mlp.up.in_features
+        mlp.up, mlp.down = linear(width, 2 * hidden), BranchEnd(hidden, width)
+    return body
+
+
 @dataclass(frozen=True)
 class Preset:
     """Puzzles, size of the network, training and evaluation.
@@ -95,6 +106,8 @@ class Preset:
         ``"dense"`` or ``"mixer"``.
     width, n_layers, n_context
         Size of the backbone.
+    hidden
+        Hidden width of the gated MLPs; ``None``: that of the package.
     n_latent, n_deep
         Of TRM. The others pass as many layers.
     fit
@@ -117,6 +130,7 @@ class Preset:
     n_train: int
     n_test: int
     n_context: int = 1
+    hidden: int | None = None
     depths: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     breadths: tuple[int, ...] = (4, 16)
     methods: tuple[str, ...] = METHODS
@@ -137,14 +151,18 @@ class Preset:
 
     def make_backbone(self, n_layers: int) -> nn.Module:
         if self.backbone == "dense":
-            return DenseBackbone(DenseConfig(self.width, n_layers, n_heads=max(self.width // 64, 2)))
-        return MixerBackbone(MixerConfig(self.width, n_layers, self.puzzles.side**2, self.n_context))
+            body = DenseBackbone(DenseConfig(self.width, n_layers, n_heads=max(self.width // 64, 2)))
+        else:
+            body = MixerBackbone(MixerConfig(self.width, n_layers, self.puzzles.side**2, self.n_context))
+        return body if self.hidden is None else narrow(body, self.hidden)
 
     def make_recursion(self, method: str) -> nn.Module:
         n_passes = self.n_layer_passes(method)
+        backbone = self.make_backbone(n_passes if method.startswith("feedforward") else self.n_layers)
+        if method.endswith("run"):
+            shrink_branches(backbone, DEEP_GAIN)
         if method.startswith("feedforward"):
-            return Feedforward(self.make_backbone(n_passes), FeedforwardConfig())
-        backbone = self.make_backbone(self.n_layers)
+            return Feedforward(backbone, FeedforwardConfig())
         if method.startswith("universal"):
             return Universal(backbone, UniversalConfig(n_repeats=n_passes // self.n_layers))
         config = TRMConfig(self.n_latent, self.n_deep, self.fit.n_steps)
@@ -163,26 +181,29 @@ class Preset:
         if method.startswith("trm"):
             return self.fit
         once = replace(self.fit, n_steps=1)
-        return once if method.endswith("run") else replace(once, max_epochs=self.fit.max_epochs * self.fit.n_steps)
+        if method.endswith("run"):
+            return replace(once, learning_rate=DEEP_RATE * self.fit.learning_rate)
+        return replace(once, max_epochs=self.fit.max_epochs * self.fit.n_steps)
 
 
 SMALL = Preset(
     Sudokus(n_clues=10),
     "mixer",
-    width=32,
+    width=48,
+    hidden=96,
     n_layers=1,
     n_latent=2,
     n_deep=1,
-    fit=FitConfig(8, max_epochs=16, batch_sections=32, learning_rate=4e-3, weight_decay=0.1, warmup=100, ema=0.99),
+    fit=FitConfig(8, max_epochs=3, batch_sections=16, learning_rate=4e-3, weight_decay=0.1, warmup=100, ema=0.99),
     n_train=1024,
     n_test=128,
 )
-SMALL_MAZE = replace(SMALL, puzzles=Mazes(side=7), n_train=4096, fit=replace(SMALL.fit, max_epochs=4, n_steps=4))
+SMALL_MAZE = replace(SMALL, puzzles=Mazes(side=7), n_train=4096, fit=replace(SMALL.fit, max_epochs=1))
 PRESETS = {
     "small": {
         "sudoku": SMALL,
         "maze 7": SMALL_MAZE,
-        "maze 9": replace(SMALL_MAZE, puzzles=Mazes(side=9), fit=replace(SMALL_MAZE.fit, max_epochs=6)),
+        "maze 9": replace(SMALL_MAZE, puzzles=Mazes(side=9), fit=replace(SMALL_MAZE.fit, max_epochs=2)),
     },
     # as in papers 003 and 004 but for their stablemax loss, halting in training and constant learning rate
     "paper": {

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from puzzle_networks import METHODS, PRESETS
+from puzzle_sections import as_section
 
 from strecur.engine import Inference, combine, fit, predict
 from strecur.engine.fit import make_fabric
@@ -38,13 +40,21 @@ if TYPE_CHECKING:
 SELECTIONS = ("mean", "vote", "converged")
 
 
-def make_puzzles(preset: Preset, data: Path | None) -> tuple[list[Section], list[Section]]:
-    """Training and test puzzles, generated or drawn from a table."""
-    rng, n = np.random.default_rng(0), preset.n_train + preset.n_test
-    if data is None:
-        sections = [preset.puzzles.draw(rng, f"puzzle {i}") for i in range(n)]
+def make_puzzles(preset: Preset, data: Path | None, kept: Path) -> tuple[list[Section], list[Section]]:
+    """Training and test puzzles: drawn from a table, or generated, which takes half a minute and is kept in a file."""
+    rng, n, kind = np.random.default_rng(0), preset.n_train + preset.n_test, preset.puzzles
+    if data is not None:
+        sections = kind.read(data, n, rng)
+    elif kept.exists():
+        pairs = zip(*(np.load(kept)[name] for name in ("symbols", "answers")), strict=True)
+        sections = [as_section(f"puzzle {i}", *pair, kind.n_symbols) for i, pair in enumerate(pairs)]
     else:
-        sections = preset.puzzles.read(data, n, rng)
+        sections = [kind.draw(rng, f"puzzle {i}") for i in range(n)]
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shape = (n, kind.side, kind.side)
+        symbols = torch.stack([section.features_NF.argmax(dim=1) for section in sections]).numpy().reshape(shape)
+        answers = torch.stack([section.target_N for section in sections]).numpy().reshape(shape)
+        np.savez_compressed(kept, symbols=symbols, answers=answers)
     return sections[: preset.n_train], sections[preset.n_train :]
 
 
@@ -87,11 +97,11 @@ def evaluate(
     Selection ``"-"`` is a run as the network was trained, ``"one"`` the average over single random starts.
     """
     plain = Inference(max(depths), symmetric=False, slots=256)
-    found = predict(network, sections, plain, fabric=fabric)
+    found = predict(network, sections, plain, fabric=fabric, progress=False)
     rows = [{"depth": d, "breadth": 1, "selection": "-"} | score(found, sections, d, "mean") for d in depths]
     if not hasattr(network.recursion, "random_start"):
         return rows
-    found = predict(network, sections, replace(plain, breadth=max(breadths)), fabric=fabric)
+    found = predict(network, sections, replace(plain, breadth=max(breadths)), fabric=fabric, progress=False)
     for depth in depths:
         rows.append({"depth": depth, "breadth": 1, "selection": "one"} | path_dependence(found, sections, depth))
         for breadth, selection in product(breadths, SELECTIONS):
@@ -106,15 +116,16 @@ def run(
 ) -> pd.DataFrame:
     """Train and evaluate one method."""
     network = preset.make_network(method, seed)
-    start = time.perf_counter()
-    history = fit(network, train, preset.fit_config(method), fabric=fabric, augment=preset.puzzles.augment, seed=seed)
-    trained = time.perf_counter()
+    config, augment = preset.fit_config(method), preset.puzzles.augment
+    start = time.process_time()
+    history = fit(network, train, config, fabric=fabric, augment=augment, seed=seed, progress=False)
+    trained = time.process_time()
     rows = pd.DataFrame(evaluate(network, test, preset.depths_of(method), preset.breadths, fabric))
     return rows.assign(
         layer_passes=rows["depth"] * preset.n_layer_passes(method),
         train_loss=history[-1]["train_loss"],
         train_seconds=trained - start,
-        predict_seconds=time.perf_counter() - trained,
+        predict_seconds=time.process_time() - trained,
     )
 
 
@@ -153,7 +164,8 @@ def draw(table: pd.DataFrame, trained_passes: dict[str, int], path: Path) -> Non
         by_breadth.minorticks_off()
         for ax in (by_depth, by_breadth):
             ax.set(ylabel="puzzles solved", ylim=(-0.03, 1.03))
-            ax.legend(fontsize=8)
+            if ax.get_legend_handles_labels()[0]:
+                ax.legend(fontsize=8)
     figure.savefig(path, dpi=150)
 
 
@@ -182,7 +194,8 @@ def main() -> None:
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
     fabric = make_fabric("auto", 1, options.precision)
     for puzzle, preset in presets.items():
-        train, test = ([], []) if options.dry_run else make_puzzles(preset, options.data)
+        kept = options.out.parent / f"{options.preset}_{puzzle.replace(' ', '_')}.npz"
+        train, test = ([], []) if options.dry_run else make_puzzles(preset, options.data, kept)
         for seed, method in product(options.seeds, options.methods or preset.methods):
             setting = {"preset": options.preset, "puzzle": puzzle, "backbone": preset.backbone}
             wanted = setting | {"method": method, "seed": seed}

@@ -102,6 +102,16 @@ def test_the_seed_decides_the_puzzles(kind):
     assert not torch.equal(first[0].features_NF, first[1].features_NF)
 
 
+def test_kept_puzzles_are_the_drawn_ones(tmp_path):
+    preset = tiny("mixer", n_train=3, n_test=2)
+    drawn, kept = (sum(puzzles.make_puzzles(preset, None, tmp_path / "kept.npz"), []) for _ in range(2))
+    assert [section.name for section in kept] == [section.name for section in drawn]
+    for a, b in zip(drawn, kept, strict=True):
+        assert torch.equal(a.features_NF, b.features_NF)
+        assert torch.equal(a.target_N, b.target_N)
+        assert torch.equal(a.lattice.row_N, b.lattice.row_N)
+
+
 def test_turned_mazes_are_mazes_in_raster_order():
     kind, generator = Mazes(7), torch.Generator().manual_seed(0)
     (section,) = draw(kind, n=1)
@@ -152,6 +162,16 @@ def test_the_published_network_has_the_published_size():
     expected = 2 * (3 * 97 * 512 + 3 * 512 * 1536) + 10 * 512 + 512 * 9 + 16 * 512
     assert {m: sum(p.numel() for p in n.parameters()) for m, n in found.items()} == dict.fromkeys(found, expected)
     assert round(expected / 1e6, 2) == 5.03
+
+
+@pytest.mark.parametrize("backbone", ["dense", "mixer"])
+def test_narrow_networks_have_gated_mlps_of_that_width_and_keep_the_rest(backbone):
+    wide, slim = (tiny(backbone, hidden=hidden).make_network("trm", 0) for hidden in (None, 24))
+    shapes = [{name: tuple(p.shape) for name, p in n.named_parameters()} for n in (wide, slim)]
+    changed = {name for name in shapes[0] if shapes[0][name] != shapes[1][name]}
+    assert changed
+    assert all(name.endswith(("up.weight", "down.weight")) for name in changed)
+    assert {shapes[1][n][0] if n.endswith("up.weight") else 2 * shapes[1][n][1] for n in changed} == {48}
 
 
 def tiny(backbone: str, **changes) -> networks.Preset:
