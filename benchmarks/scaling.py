@@ -213,7 +213,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         for i, backbone in enumerate(BACKBONES):
             part = by_spots[(by_spots["backbone"] == backbone) & (by_spots["phase"] == phase)]
             if len(part):
-                label = f"{backbone}, slope {slope(part['n_spots'], part[column]):.2f}"
+                power = slope(part["n_spots"], part[column])
+                label = backbone if np.isnan(power) else f"{backbone}, slope {power:.2f}"
                 ax.loglog(part["n_spots"], part[column], marker="o", color=f"C{i}", label=label)
         ax.set(xlabel="spots of the section", title=phase if column == "seconds" else f"{phase}, memory")
         ax.set_ylabel("seconds (one thread)" if column == "seconds" else "GB beyond the libraries")
