@@ -148,7 +148,8 @@ def is_done(done: pd.DataFrame, wanted: dict[str, object]) -> bool:
     """Whether the table holds this run; the linear methods stand under their own names."""
     if done.empty:
         return False
-    wanted = wanted | {"method": "ridge" if wanted["method"] == "linear" else wanted["method"]}
+    if wanted.get("method") == "linear":
+        wanted = wanted | {"method": "ridge"}
     return bool((done[list(wanted)].astype(str) == pd.Series(wanted).astype(str)).all(axis=1).any())
 
 

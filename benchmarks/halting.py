@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from kept_models import ARCHITECTURES, Training, add_options, append, is_done, of_sections, read, read_table, trained
+from expression import is_done
+from kept_models import ARCHITECTURES, Training, add_options, append, of_sections, read, read_table, trained
 
 import strecur as st
 

@@ -120,13 +120,6 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
 
-def is_done(table: pd.DataFrame, wanted: dict[str, object]) -> bool:
-    """Whether the table has rows of this setting."""
-    if table.empty:
-        return False
-    return bool((table[list(wanted)].astype(str) == pd.Series(wanted).astype(str)).all(axis=1).any())
-
-
 def append(table: pd.DataFrame, rows: Sequence[dict[str, object]], path: Path) -> pd.DataFrame:
     """Add rows and write the table."""
     table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)

@@ -19,7 +19,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
-from kept_models import Training, append, is_done, read, read_table, trained
+from expression import is_done
+from kept_models import Training, append, read, read_table, trained
 
 import strecur as st
 from strecur._anndata import read_grid, read_sections

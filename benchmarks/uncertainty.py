@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from kept_models import Training, add_options, append, is_done, of_sections, read, read_table, trained
+from expression import is_done
+from kept_models import Training, add_options, append, of_sections, read, read_table, trained
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 

@@ -132,6 +132,6 @@ def test_a_setting_is_found_again_in_the_written_table(tmp_path):
     kept.append(pd.DataFrame(), [{"test": "A", "epochs": "default", "seed": 0, "score": np.nan}], path)
     table = kept.append(kept.read_table(path), [{"test": "B", "epochs": 15, "seed": 0, "score": 1.0}], path)
     for found in (table, kept.read_table(path)):
-        assert kept.is_done(found, {"test": "A", "epochs": "default", "seed": 0})
-        assert kept.is_done(found, {"test": "B", "epochs": 15, "seed": 0})
-        assert not kept.is_done(found, {"test": "B", "epochs": "default", "seed": 0})
+        assert kept.expression.is_done(found, {"test": "A", "epochs": "default", "seed": 0})
+        assert kept.expression.is_done(found, {"test": "B", "epochs": 15, "seed": 0})
+        assert not kept.expression.is_done(found, {"test": "B", "epochs": "default", "seed": 0})
