@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from strecur.nn.layers import BranchEnd, SwiGLU, in_chunks, linear, rms_norm
+from strecur.nn.layers import BranchEnd, SwiGLU, in_chunks, linear, rms_norm, shrink_branches
 from strecur.nn.windowed import relative_pairs
 
 if TYPE_CHECKING:
@@ -236,6 +236,7 @@ class HierarchicalBackbone(nn.Module):
         self.coarsen = linear(4 * config.width, config.width)
         self.uncoarsen = BranchEnd(config.width, 4 * config.width)
         self.ascent = nn.ModuleList(RecursiveLayer(config) for _ in range(config.n_layers))
+        shrink_branches(self, 1 / config.n_levels)  # passed on every level; the features would be lost on the way
 
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
         return self.cycle(h_TD, lattice, self.n_levels - 1)
