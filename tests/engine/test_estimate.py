@@ -51,6 +51,7 @@ def measured(task: Task, side: int) -> int:
     shape = (task.recursion, task.backbone, head, task.n_outputs)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         network = build_network(N_FEATURES, *shape, halting=None, seed=0)
+        network.recursion.recompute = task.recompute
         if task.training:
             # the second step has all moments from its beginning; no further one holds more
             config = FitConfig(n_steps=2, max_epochs=1)
@@ -77,6 +78,14 @@ def test_memory_of_larger_sections_and_of_mixed_precision(training):
     for mixed, backbone, side in ((False, WindowedConfig(), 40), (True, narrow, 24)):
         task = Task(TRM, backbone, N_FEATURES, 7, "hex", training=training, mixed=mixed)
         assert memory(task, side**2) == pytest.approx(measured(task, side), rel=0.3)
+
+
+@pytest.mark.parametrize("backbone", [WindowedConfig(), HierarchicalConfig(), DenseConfig()])
+def test_memory_of_training_that_repeats_calls(backbone):
+    task = Task(TRM, backbone, N_FEATURES, 7, "hex", training=True, recompute=True)
+    found = measured(task, 40)
+    assert memory(task, 40**2) == pytest.approx(found, rel=0.3)
+    assert found < 0.6 * measured(replace(task, recompute=False), 40)
 
 
 def test_on_the_processor_the_system_counts_more():

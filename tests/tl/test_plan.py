@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,17 @@ import torch
 import strecur as st
 from strecur.engine import Augmentation, estimate
 from strecur.models._network import BACKBONES, to_json
-from strecur.nn import DenseConfig, HierarchicalConfig, Lattice, PatchConfig, TRMConfig, WindowedConfig
+from strecur.nn import (
+    DenseConfig,
+    FeedforwardConfig,
+    HierarchicalConfig,
+    Lattice,
+    PatchConfig,
+    TRMConfig,
+    WindowedConfig,
+)
 from strecur.tl import _plan
-from strecur.tl._plan import in_tiles, largest_shift, largest_tile, plan_training
+from strecur.tl._plan import TrainingPlan, in_tiles, largest_shift, largest_tile, plan_training
 
 from .conftest import QUICK, SMALL, train
 
@@ -29,9 +38,10 @@ def memory(monkeypatch):
     return free
 
 
-def plan(backbone: object, sizes: dict[str, int], tile: int | None = None, **options: object) -> int | None:
+def plan(backbone: object, sizes: dict[str, int], tile: int | None = None, **options: object) -> TrainingPlan:
     settings = {"n_features": 200, "n_outputs": 7, "n_epochs": 10, "accelerator": "cpu", "precision": "32-true"}
-    return plan_training(TRMConfig(), backbone, sizes, "square", tile=tile, **settings | options)
+    settings |= {"architecture": TRMConfig(), "backbone": backbone, "sizes": sizes, "layout": "square", "tile": tile}
+    return plan_training(**settings | options)
 
 
 def test_what_a_run_will_take_is_logged(sections, trained, caplog):
@@ -46,24 +56,35 @@ def test_what_a_run_will_take_is_logged(sections, trained, caplog):
 
 
 @pytest.mark.parametrize("backbone", [WindowedConfig(), HierarchicalConfig()])
-def test_large_sections_get_tiles_that_fit(backbone, memory):
+def test_large_sections_repeat_calls_and_get_tiles_only_if_that_is_not_enough(backbone, memory):
     memory(52 * GB)
-    assert plan(backbone, {"a": 4_000}) is None
-    tile = plan(backbone, {"a": 4_000, "b": 1_000_000})
+    assert plan(backbone, {"a": 4_000}) == (None, False)
     task = estimate.Task(TRMConfig(), backbone, 200, 7, "square", training=True, on_cpu=True)
-    assert tile == largest_tile(task, 0.9 * 52 * GB)
-    assert estimate.memory(task, _plan.spots_of_tile(task, tile)) < 52 * GB
-    memory(130 * GB)
-    assert plan(backbone, {"a": 1_000_000}) > tile
+    again = replace(task, recompute=True)
+    assert estimate.memory(task, 330_000) > 0.9 * 52 * GB > estimate.memory(again, 330_000)
+    assert plan(backbone, {"a": 330_000}) == (None, True)
+    tile, recompute = plan(backbone, {"a": 4_000, "b": 2_000_000})
+    assert recompute
+    assert tile == largest_tile(again, 0.9 * 52 * GB)
+    assert estimate.memory(again, _plan.spots_of_tile(again, tile)) < 52 * GB
+    memory(20 * GB)
+    assert plan(backbone, {"a": 2_000_000}).tile < tile
     # a smaller one may be wanted
-    assert plan(backbone, {"a": 1_000_000}, tile=32) == 32
+    assert plan(backbone, {"a": 2_000_000}, tile=32).tile == 32
+
+
+def test_one_call_is_not_repeated(memory):
+    memory(52 * GB)
+    tile, recompute = plan(WindowedConfig(), {"a": 2_000_000}, architecture=FeedforwardConfig())
+    assert tile is not None
+    assert not recompute
 
 
 def test_what_cannot_fit_raises_and_says_what_would(memory):
     memory(GB)
     with pytest.raises(ValueError, match=r"'b' \(16,000 spots\).*are free.*would fit"):
         plan(DenseConfig(), {"a": 900, "b": 16_000})
-    memory(3.42 * GB)
+    memory(1.3 * GB)
     with pytest.raises(ValueError, match="tile=48 would fit"):
         plan(WindowedConfig(), {"a": 250_000}, tile=256)
     memory(0.01 * GB)
@@ -75,12 +96,24 @@ def test_what_cannot_fit_raises_and_says_what_would(memory):
 
 def test_sections_shown_in_parts_need_the_memory_of_a_part(memory):
     memory(3.42 * GB)
-    assert plan(WindowedConfig(), {"a": 250_000}) is not None
-    assert plan(WindowedConfig(), {"a": 250_000}, max_spots=4096) is None
+    assert plan(WindowedConfig(), {"a": 250_000}).tile is not None
+    assert plan(WindowedConfig(), {"a": 250_000}, max_spots=4096) == (None, False)
     # tiles that are asked for are whole
-    assert plan(WindowedConfig(), {"a": 250_000}, tile=32, max_spots=4096) == 32
+    assert plan(WindowedConfig(), {"a": 250_000}, tile=32, max_spots=4096).tile == 32
     with pytest.raises(ValueError, match="20,000.*windowed"):
         plan(DenseConfig(), {"a": 20_001}, max_spots=4096)
+
+
+def test_a_training_that_repeats_calls_gives_the_same_model(sections, memory):
+    usual = train(sections, max_epochs=1)
+    assert not usual.network.recursion.recompute
+    task = estimate.Task(usual.architecture, usual.backbone, 30, 3, "hex", training=True, on_cpu=True)
+    needed = [estimate.memory(replace(task, recompute=recompute), 118) for recompute in (True, False)]
+    memory(sum(needed) / 2 / 0.9)
+    sparing = train(sections, max_epochs=1)
+    assert sparing.network.recursion.recompute
+    for one, other in zip(usual.network.parameters(), sparing.network.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_domains_are_learned_from_parts_of_large_sections(sections, monkeypatch):

@@ -60,6 +60,8 @@ class Task:
         Whether matrix products are in half precision.
     on_cpu
         Whether to count what the system does on the processor, beyond the values themselves.
+    recompute
+        Whether calls of the backbone are repeated for the gradient, so that only one at a time is kept.
     """
 
     recursion: Recursion
@@ -70,6 +72,7 @@ class Task:
     training: bool
     mixed: bool = False
     on_cpu: bool = False
+    recompute: bool = False
 
     @property
     def phase(self) -> str:
@@ -87,7 +90,10 @@ def bytes_of_values(task: Task, n_spots: int, n_views: int) -> float:
     """Bytes that torch holds at the peak."""
     width, n_outputs, shape = task.backbone.width, task.n_outputs, (task.backbone, task.layout)
     if task.training:
-        kept = n_calls(task.recursion) * layer_passes(task.backbone) * values_kept(*shape)
+        at_once = 1 if task.recompute else n_calls(task.recursion)
+        kept = at_once * layer_passes(task.backbone) * values_kept(*shape)
+        if task.recompute:
+            kept += 3 * width * n_calls(task.recursion)  # where the calls begin
         values = n_spots * (kept * factor(task) + 4 * width + 3 * task.n_features + 4 * n_outputs)
         return FLOAT * (COPIES_OF_WEIGHTS * n_weights(task) + values)
     in_layers = factor(task) * (13 * width * n_spots + values_passing(*shape) * min(n_spots, CHUNK))
@@ -181,7 +187,7 @@ def operations(task: Task, n_spots: int) -> float:
     per_pass = 2 * weights_per_layer(backbone) + 4 * seen * backbone.width
     passes = n_calls_in_all(task.recursion)
     if task.training:
-        passes += 2 * n_calls(task.recursion)
+        passes += (3 if task.recompute else 2) * n_calls(task.recursion)
     ends = 2 * backbone.width * (task.n_features + task.n_outputs) * (3 if task.training else 1)
     return n_spots * (passes * layer_passes(backbone) * per_pass + ends)
 

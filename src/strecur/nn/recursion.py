@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from strecur.nn.layers import TRUNCATED_STD, truncated_normal_
 
@@ -105,7 +106,27 @@ class Streams:
 TAIL = 0.022750131948179209  # Φ(-2)
 
 
-class TRM(nn.Module):
+class Recursion(nn.Module):
+    """A backbone, and how it is called.
+
+    With ``recompute`` a call keeps nothing for the gradient but its input, and is repeated when the gradient comes to
+    it: the same numbers for the memory of one call and a third more time.
+    """
+
+    is_random = False
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.recompute = backbone, False
+
+    def call(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
+        """Apply the backbone once."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.backbone, h_TD, lattice, use_reentrant=False)
+        return self.backbone(h_TD, lattice)
+
+
+class TRM(Recursion):
     """Two states, one shared network (papers 000, 003 and 004).
 
     A block is ``n_latent`` updates z ← net(y + z + x), then one y ← net(y + z). An outer step is ``n_deep`` blocks,
@@ -114,8 +135,8 @@ class TRM(nn.Module):
     """
 
     def __init__(self, backbone: nn.Module, config: TRMConfig) -> None:
-        super().__init__()
-        self.backbone, self.n_latent, self.n_deep = backbone, config.n_latent, config.n_deep
+        super().__init__(backbone)
+        self.n_latent, self.n_deep = config.n_latent, config.n_deep
         self.sigma, self.damping, self.noise = config.sigma, config.damping, config.noise
         self.register_buffer("y_init", truncated_normal_(torch.empty(backbone.width), 1.0))
         self.register_buffer("z_init", truncated_normal_(torch.empty(backbone.width), 1.0))
@@ -144,8 +165,8 @@ class TRM(nn.Module):
         self, y_TD: Tensor, z_TD: Tensor, x_TD: Tensor, lattice: Lattice, streams: Streams | None = None
     ) -> State:
         for _ in range(self.n_latent):
-            z_TD = self.mix(z_TD, self.backbone(z_TD + (y_TD + x_TD), lattice), lattice, streams)
-        return self.mix(y_TD, self.backbone(y_TD + z_TD, lattice), lattice, streams), z_TD
+            z_TD = self.mix(z_TD, self.call(z_TD + (y_TD + x_TD), lattice), lattice, streams)
+        return self.mix(y_TD, self.call(y_TD + z_TD, lattice), lattice, streams), z_TD
 
     def mix(self, old_TD: Tensor, new_TD: Tensor, lattice: Lattice, streams: Streams | None) -> Tensor:
         """Keep a share of the old state and add noise; without either the new state is returned as it is."""
@@ -154,14 +175,12 @@ class TRM(nn.Module):
         return new_TD if streams is None else streams.perturb(new_TD, lattice)
 
 
-class Universal(nn.Module):
+class Universal(Recursion):
     """One state, shared weights, ``n_repeats`` calls per outer step, gradient through all of them (Dehghani 2019)."""
 
-    is_random = False
-
     def __init__(self, backbone: nn.Module, config: UniversalConfig) -> None:
-        super().__init__()
-        self.backbone, self.n_repeats = backbone, config.n_repeats
+        super().__init__(backbone)
+        self.n_repeats = config.n_repeats
 
     def start(self, x_TD: Tensor) -> State:
         return ()
@@ -169,21 +188,18 @@ class Universal(nn.Module):
     def step(self, state: State, x_TD: Tensor, lattice: Lattice, streams: Streams | None = None) -> State:
         (h_TD,) = state or (x_TD,)
         for _ in range(self.n_repeats):
-            h_TD = self.backbone(h_TD, lattice)
+            h_TD = self.call(h_TD, lattice)
         return (h_TD,)
 
 
-class Feedforward(nn.Module):
+class Feedforward(Recursion):
     """The backbone once; further outer steps change nothing."""
 
-    is_random = False
-
     def __init__(self, backbone: nn.Module, config: FeedforwardConfig) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
 
     def start(self, x_TD: Tensor) -> State:
         return ()
 
     def step(self, state: State, x_TD: Tensor, lattice: Lattice, streams: Streams | None = None) -> State:
-        return (self.backbone(x_TD, lattice),)
+        return (self.call(x_TD, lattice),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -36,6 +36,21 @@ USABLE = 0.9
 TILE_SIDES = (512, 384, 256, 192, 128, 96, 64, 48, 32)
 
 
+class TrainingPlan(NamedTuple):
+    """How a training fits into memory.
+
+    Attributes
+    ----------
+    tile
+        Side of the tiles into which sections are cut, in cells; ``None``: whole sections.
+    recompute
+        Whether calls of the backbone are repeated for the gradient (``nn.recursion.Recursion``).
+    """
+
+    tile: int | None = None
+    recompute: bool = False
+
+
 def plan_training(
     architecture: Architecture,
     backbone: Backbone,
@@ -49,8 +64,8 @@ def plan_training(
     max_spots: int = 0,
     accelerator: str | None,
     precision: str | None,
-) -> int | None:
-    """Tell what a training will take; return the side of its tiles, or None for whole sections.
+) -> TrainingPlan:
+    """Tell what a training will take, and find how it fits: as it is, with calls repeated, or in tiles besides.
 
     A visit shows at most ``max_spots`` of a section that is not cut into tiles; 0: all.
 
@@ -60,7 +75,7 @@ def plan_training(
         If it does not fit into memory; the message says what would.
     """
     if not applies(architecture, backbone):
-        return None
+        return TrainingPlan()
     device = find_device(accelerator)
     task = estimate.Task(
         architecture,
@@ -78,6 +93,11 @@ def plan_training(
         seen = {name: min(n_spots, max_spots) for name, n_spots in sizes.items()}
     free = USABLE * estimate.available_memory(device)
     largest = seen[name]
+    if estimate.memory(task, spots_together(task, largest, tile)) > free and estimate.n_calls(architecture) > 1:
+        task = replace(task, recompute=True)
+        logger.info(
+            "section %r is large: calls of the backbone are repeated to save memory, for a third more time", name
+        )
     if tile is None and estimate.memory(task, largest) > free:
         tile = largest_tile(task, free)
         if tile is None:
@@ -85,13 +105,13 @@ def plan_training(
         logger.info(
             "section %r is too large to train on at once; it is cut into tiles of %d × %d cells", name, *[tile] * 2
         )
-    together = largest if tile is None else min(largest, spots_of_tile(task, tile))
+    together = spots_together(task, largest, tile)
     if estimate.memory(task, together) > free:
         raise ValueError(too_large(task, f"{name} in tiles of {tile}", together, free))
     overlap = 1 if tile is None else spots_of_tile(task, tile) / (density(layout) * tile**2)
     work = n_epochs * architecture.n_steps * sum(estimate.operations(task, n) for n in seen.values()) * overlap
     report(task, sizes, estimate.memory(task, together), work, device)
-    return tile
+    return TrainingPlan(tile, task.recompute)
 
 
 def check_prediction(
@@ -237,6 +257,11 @@ def density(layout: str) -> float:
 def spots_of_tile(task: Task, tile: int) -> int:
     """Spots of a full tile with its halo."""
     return int(density(task.layout) * (tile + 2 * halo(task.recursion, task.backbone)) ** 2)
+
+
+def spots_together(task: Task, n_spots: int, tile: int | None) -> int:
+    """Spots of a section that are in memory at once."""
+    return n_spots if tile is None else min(n_spots, spots_of_tile(task, tile))
 
 
 def largest_tile(task: Task, free: float) -> int | None:

@@ -204,7 +204,7 @@ def train_domains(
     n_epochs = count_epochs(max_epochs, len(training))
     if augmentation is None:
         augmentation = hist_augmentation(backbone) if as_hist else vary(backbone, tile)
-    tile = plan_training(
+    plan = plan_training(
         architecture,
         backbone,
         section_sizes(sections, annotated),
@@ -238,6 +238,7 @@ def train_domains(
     network = build_network(
         features.n_columns, architecture, backbone, DomainHead, len(labels), halting=halting, seed=rng
     )
+    network.recursion.recompute = plan.recompute
     fabric = make_fabric(accelerator or settings.accelerator, devices, precision or settings.precision)
     judges = make_sections(columns, sections, grid, held_out, target)
     config = FitConfig(architecture.n_steps, max_minutes=max_minutes, max_epochs=n_epochs)
@@ -245,7 +246,7 @@ def train_domains(
         config = replace(config, **OPTIMISATION)
     history = fit(
         network,
-        in_tiles(make_sections(columns, sections, grid, training, target), architecture, backbone, tile),
+        in_tiles(make_sections(columns, sections, grid, training, target), architecture, backbone, plan.tile),
         config,
         fabric=fabric,
         augment=augmentation,

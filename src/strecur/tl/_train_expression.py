@@ -214,7 +214,7 @@ def train_expression(
     check_halting(halting, "expression", backbone)
     n_epochs = count_epochs(max_epochs, len(split.training))
     if not is_linear:
-        tile = plan_training(
+        plan = plan_training(
             architecture,
             backbone,
             section_sizes(sections, sections.names),
@@ -271,6 +271,7 @@ def train_expression(
     model.network = build_network(
         features.n_columns, architecture, backbone, ExpressionHead, len(panel), halting=halting, seed=rng
     )
+    model.network.recursion.recompute = plan.recompute
     schedule = {
         "max_epochs": n_epochs,
         "learning_rate": RATE_UNIVERSAL if isinstance(architecture, UniversalConfig) else RATE,
@@ -289,7 +290,7 @@ def train_expression(
     history = fit(
         model.network,
         in_tiles(
-            make_sections(columns, sections, grid, split.training, target_NG, views), architecture, backbone, tile
+            make_sections(columns, sections, grid, split.training, target_NG, views), architecture, backbone, plan.tile
         ),
         FitConfig(architecture.n_steps, max_minutes=max_minutes, **schedule),
         fabric=fabric,
