@@ -37,6 +37,17 @@ def test_without_branches_an_update_is_the_identity_up_to_scale(backbone):
     torch.testing.assert_close(body(h_TD, lattice)[body.n_context :], h_TD[body.n_context :], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("backbone", RECURSIVE)
+def test_the_first_updates_are_small_whatever_the_backbone(backbone):
+    """A hierarchy goes through more layers; with branches as large as the others' its recursion stayed at the mean."""
+    body = build(TRMConfig(), backbone).recursion.backbone
+    row_N, col_N = (axis.flatten() for axis in torch.meshgrid(torch.arange(12), torch.arange(12), indexing="ij"))
+    h_TD = torch.nn.functional.rms_norm(torch.randn(144 + body.n_context, body.width), (body.width,), eps=1e-5)
+    with torch.no_grad():
+        change_TD = body(h_TD, Lattice(row_N, col_N, (144,), "square")) - h_TD
+    assert 0 < change_TD[body.n_context :].norm() / h_TD[body.n_context :].norm() < 0.1
+
+
 def test_only_recursions_begin_close_to_the_identity_and_all_branches_decay():
     assert 0 < TRMConfig().branch_gain < 1
     assert 0 < UniversalConfig().branch_gain < 1

@@ -135,7 +135,7 @@ def train_expression(
         Sections on which the best weights are chosen; ``"auto"`` takes one if there are at least four.
     max_epochs
         Passes over the training sections; not given: 100, 200 for a single section, fewer for more than four. GenAR
-        learns from some spots of a section in each, and makes 1,000 optimizer steps.
+        learns from some spots of a section in each, and makes 120 visits in all.
     max_minutes
         Shorten the training to what fits; the result then depends on the speed of the machine.
     checkpoint
