@@ -14,6 +14,7 @@ from strecur.nn import (
     DenseConfig,
     FeedforwardConfig,
     HierarchicalConfig,
+    HistConfig,
     Lattice,
     PatchConfig,
     TRMConfig,
@@ -104,13 +105,14 @@ def test_sections_shown_in_parts_need_the_memory_of_a_part(memory):
         plan(DenseConfig(), {"a": 20_001}, max_spots=4096)
 
 
-def test_a_training_that_repeats_calls_gives_the_same_model(sections, memory):
-    usual = train(sections, max_epochs=1)
+@pytest.mark.parametrize("backbone", [SMALL["backbone"], HistConfig(width=32, n_heads=2, dropout=0.2)])
+def test_a_training_that_repeats_calls_gives_the_same_model(sections, memory, backbone):
+    usual = train(sections, max_epochs=1, backbone=backbone)
     assert not usual.network.recursion.recompute
     task = estimate.Task(usual.architecture, usual.backbone, 30, 3, "hex", training=True, on_cpu=True)
     needed = [estimate.memory(replace(task, recompute=recompute), 118) for recompute in (True, False)]
     memory(sum(needed) / 2 / 0.9)
-    sparing = train(sections, max_epochs=1)
+    sparing = train(sections, max_epochs=1, backbone=backbone)
     assert sparing.network.recursion.recompute
     for one, other in zip(usual.network.parameters(), sparing.network.parameters(), strict=True):
         assert torch.equal(one, other)
