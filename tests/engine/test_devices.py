@@ -28,6 +28,7 @@ def train(devices: int, batch_sections: int, folder: str | None = None) -> tuple
     torch.manual_seed(0)
     body = WindowedBackbone(WindowedConfig(width=16, n_heads=2, window=4, n_global=1))
     network = SpotNetwork(4, TRM(body, TRMConfig(n_latent=1, n_deep=2)), DomainHead(16, 2), halting=None)
+    network.recursion.recompute = devices > 1  # the same gradients, and processes exchange them all the same
     history = fit(
         network,
         [section(f"s{i}", size) for i, size in enumerate(SIZES)],

@@ -129,8 +129,8 @@ def train_expression(
         squared error of spots held out at every step, the correlation gene by gene, or at random steps.
     tile
         Train on tiles of so many cells of the lattice along a side, each seen with as much of its surroundings as
-        reaches it in one outer step; not given: whole sections, and tiles if one exceeds the free memory. Global tokens
-        see the tile in training and the section in prediction.
+        reaches it in one outer step; not given: whole sections, or tiles if one exceeds the free memory even with calls
+        of the backbone repeated. Global tokens see the tile in training and the section in prediction.
     validation
         Sections on which the best weights are chosen; ``"auto"`` takes one if there are at least four.
     max_epochs
