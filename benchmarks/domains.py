@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--donor-key", help="column of obs with the donor, to tell which are shared")
     parser.add_argument("--test", nargs="+", help="sections or groups to hold out; by default each in turn")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--epochs", type=int, help="by default those of the package")
     parser.add_argument("--out", type=Path, help="by default benchmarks/results/domains_<data>_<backbone>.csv")
     options = parser.parse_args()
 
@@ -65,7 +66,11 @@ def main() -> None:
         groups=options.test,
         architectures=options.methods,
         seeds=options.seeds,
-        training={"size_factor_key": options.size_factor_key, "backbone": options.backbone},
+        training={
+            "size_factor_key": options.size_factor_key,
+            "backbone": options.backbone,
+            "max_epochs": options.epochs,
+        },
         path=out,
     )
     st.pl.benchmark(table).figure.savefig(out.with_suffix(".png"), bbox_inches="tight", dpi=150)
