@@ -33,7 +33,7 @@ def execute(path, folder):
 
 def shortened(source: str) -> str:
     """Let trainings end after a few epochs: every cell has to run, whatever a model has learned."""
-    return re.sub(r"\bmax_epochs=(\d+)", lambda found: f"max_epochs={min(int(found[1]), EPOCHS)}", source)
+    return re.sub(r'\b(max_epochs(?:=|": ))(\d+)', lambda found: f"{found[1]}{min(int(found[2]), EPOCHS)}", source)
 
 
 @pytest.fixture(scope="module")
