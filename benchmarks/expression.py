@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 METHODS = ("linear", "HisToGene-style", "BLEEP-style", "feedforward", "universal", "trm")
 PEERS = METHODS[1:3]
-SCORES = ["pcc_10", "pcc_50", "pcc_300", "pcc_300_depth_normalised", "mse", "rvd"]
+SCORES = ["pcc_10", "pcc_50", "pcc_300", "pcc_300_depth_normalised", "mse", "rvd", "rvd_std"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,16 @@ import torch
 
 from strecur.engine.fit import FitConfig, make_optimizer
 from strecur.models._network import BACKBONES, build_network, from_json, resolve_architecture, to_json
-from strecur.nn import DomainHead, FeedforwardConfig, GenARConfig, Lattice, TRMConfig, UniversalConfig
+from strecur.nn import (
+    Batch,
+    DomainHead,
+    FeedforwardConfig,
+    GenARConfig,
+    Lattice,
+    TRMConfig,
+    UniversalConfig,
+    WindowedConfig,
+)
 from strecur.nn.layers import BranchEnd
 
 RECURSIVE = ["dense", "hierarchical", "windowed"]
@@ -66,3 +75,28 @@ def test_models_of_counts_that_do_not_say_so_are_those_of_the_paper():
     loaded, paper = from_json(earlier), GenARConfig.paper()
     assert (loaded.softness, loaded.decision, loaded.linear_start) == (paper.softness, "most_probable", False)
     assert loaded.scales == config.scales
+
+
+def test_before_training_a_linear_start_is_the_answer_and_it_is_never_trained():
+    network = build_network(
+        6, TRMConfig(), WindowedConfig(width=16, n_heads=2), DomainHead, 3, halting=None, seed=0, linear_start=True
+    )
+    weight_FO, bias_O = torch.randn(6, 3), torch.randn(3)
+    network.start_from(weight_FO, bias_O)
+    batch = Batch(torch.randn(9, 6), Lattice(torch.arange(9) // 3, torch.arange(9) % 3, (9,), "square"))
+    output, _, carry = network.step(batch, network.start(batch))
+    torch.testing.assert_close(output, batch.features_NF @ weight_FO + bias_O)
+    output.sum().backward()
+    assert network.head.linear.weight.grad.abs().sum() > 0
+    assert not {"linear_start.weight_FO", "linear_start.bias_O"} & {name for name, _ in network.named_parameters()}
+
+
+def test_without_a_linear_start_the_network_is_that_of_the_papers():
+    """The same weights and names as before there was one, so that saved models stay what they are."""
+    options = {"halting": None, "seed": 0}
+    settings = (6, TRMConfig(), WindowedConfig(width=16, n_heads=2), DomainHead, 3)
+    plain, other = (build_network(*settings, **options, linear_start=on) for on in (False, True))
+    assert plain.linear_start is None
+    assert set(other.state_dict()) - set(plain.state_dict()) == {"linear_start.weight_FO", "linear_start.bias_O"}
+    for (name, a), b in zip(plain.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)

@@ -45,6 +45,38 @@ def test_layers_are_found_on_a_section_that_was_not_trained_on():
     assert scores["ari"] > st.metrics.domain_scores(alone.obs["domain"], alone.obs["trm_domains_linear"])["ari"] + 0.3
 
 
+@pytest.mark.parametrize("architecture", ["trm", "feedforward", "universal"])
+def test_training_starts_from_the_linear_model(architecture, sections):
+    """One pass teaches next to nothing, so that the answer is still that of the linear model, not one of chance."""
+    train_on = sections[sections.obs["section"] != "S3"].copy()
+    found = apply(sections, train(train_on, architecture=architecture, max_epochs=1, validation=None))
+    assert (found.obs["trm_domains"] == found.obs["trm_domains_linear"]).mean() > 0.95
+    agreement = found.uns["trm_domains"]["sections"]["linear_agreement"]
+    assert (agreement > 0.9).all()
+
+
+def test_of_many_spots_the_network_learns_without_a_linear_start(sections, monkeypatch):
+    seen = int(sections.obs["domain"].notna().sum())
+    for few, starts in ((seen, False), (seen + 1, True)):
+        monkeypatch.setattr("strecur.tl._train_domains.FEW_SPOTS", few)
+        model = train(sections, max_epochs=1, validation=None)
+        assert (model.network.linear_start is not None) == starts
+
+
+def test_training_goes_beyond_the_linear_model():
+    """Where domains are told by a product of features, which no linear model sees, the network learns it on top."""
+    sections = st.datasets.synthetic_sections(n_sections=2, n_rows=20, n_cols=20, n_domains=2)
+    st.pp.to_grid(sections, library_key="section")
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(sections.n_obs, 2))
+    sections.obsm["X_signs"] = signs.astype(np.float32)
+    sections.obs["domain"] = np.where(signs.prod(axis=1) > 0, "same", "different")
+    seen, new = (sections[sections.obs["section"] == name].copy() for name in ("S1", "S2"))
+    options = {"use_rep": "X_signs", "neighbours": (), "validation": None, "max_epochs": 80}
+    found = apply(new, train(seen, **options))
+    assert (found.obs["trm_domains_linear"] == found.obs["domain"]).mean() < 0.65
+    assert (found.obs["trm_domains"] == found.obs["domain"]).mean() > 0.9
+
+
 def test_what_is_written(sections, trained):
     before = sections.copy()
     assert st.tl.trm_domains(sections, trained, **APPLY, key_added="k", depth=3) is None

@@ -33,6 +33,7 @@ def test_the_published_system_is_what_is_trained(sections, monkeypatch):
 
     monkeypatch.setattr("strecur.tl._train_domains.fit", recorded)
     model = train(sections, architecture="hist", backbone="windowed", max_epochs=None)
+    assert model.network.linear_start is None
     assert model.architecture == FeedforwardConfig()
     published = HistConfig(cells_per_pitch=1.5)
     assert model.backbone == published

@@ -72,7 +72,10 @@ def optional_shapes(config: Mapping[str, object]) -> list[dict[str, Shape]]:
     width = config["features"]["width"]
     groups: list[dict[str, Shape]] = [{"features.means_SP": ("S", width), "features.scale_P": (width,)}]
     if config["kind"] == "domains":
-        return [*groups, {"conformal_scores": ("N",)}]
+        n_columns, n_domains = width * (1 + len(config["features"]["neighbours"])), len(config["labels"])
+        start = {"weight_FO": (n_columns, n_domains), "bias_O": (n_domains,)}
+        start = {f"{PREFIX}linear_start.{name}": shape for name, shape in start.items()}
+        return [*groups, {"conformal_scores": ("N",)}, start]
     n_genes = len(config["target"]["genes"])
     errors = {
         "errors.edge_EG": (N_BINS - 1, n_genes),

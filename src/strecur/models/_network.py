@@ -21,6 +21,7 @@ from strecur.nn import (
     HierarchicalConfig,
     HistBackbone,
     HistConfig,
+    LinearStart,
     PatchBackbone,
     PatchConfig,
     SpotNetwork,
@@ -106,8 +107,12 @@ def build_network(
     *,
     halting: str | None,
     seed: int,
+    linear_start: bool = False,
 ) -> SpotNetwork:
-    """Create a network with weights drawn from ``seed``; the global generator is left as it was."""
+    """Create a network with weights drawn from ``seed``; the global generator is left as it was.
+
+    With ``linear_start`` the network has room for a linear model to add to (``SpotNetwork.start_from``).
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body = module_of(backbone, BACKBONES)(backbone)
@@ -116,7 +121,8 @@ def build_network(
         recursion = module_of(iterated, ARCHITECTURES)(body, iterated)
         if isinstance(architecture, GenARConfig):
             return CountNetwork(n_features, recursion, CountHead(body.width, architecture))
-        return SpotNetwork(n_features, recursion, head(body.width, n_outputs), halting=halting)
+        start = LinearStart(n_features, n_outputs) if linear_start else None
+        return SpotNetwork(n_features, recursion, head(body.width, n_outputs), halting=halting, linear_start=start)
 
 
 def recursion_of(architecture: Architecture) -> TRMConfig | UniversalConfig | FeedforwardConfig:
@@ -144,8 +150,9 @@ def network_from_saved(
 ) -> dict[str, object]:
     """Undo :func:`network_to_saved`; return its arguments by name."""
     architecture, backbone = from_json(values["architecture"]), from_json(values["backbone"])
-    network = build_network(n_features, architecture, backbone, head, n_outputs, halting=values["halting"], seed=0)
     state = {k.removeprefix(PREFIX): torch.from_numpy(v) for k, v in arrays.items() if k.startswith(PREFIX)}
+    options = {"halting": values["halting"], "linear_start": "linear_start.weight_FO" in state}
+    network = build_network(n_features, architecture, backbone, head, n_outputs, seed=0, **options)
     network.load_state_dict(state)
     if isinstance(network, CountNetwork):
         network.head.set_order(state["head.order_G"])  # refuses what is none

@@ -10,7 +10,7 @@ from __future__ import annotations
 from strecur.nn.counts import CountHead, CountNetwork, PatchBackbone, PatchConfig
 from strecur.nn.dense import DenseBackbone, DenseConfig
 from strecur.nn.genar_config import GenARConfig
-from strecur.nn.heads import DomainHead, ExpressionHead
+from strecur.nn.heads import DomainHead, ExpressionHead, LinearStart
 from strecur.nn.hierarchical import HierarchicalBackbone, HierarchicalConfig, HistBackbone, HistConfig
 from strecur.nn.lattice import Lattice
 from strecur.nn.network import Batch, Carry, SpotNetwork
@@ -36,6 +36,7 @@ __all__ = [
     "HistBackbone",
     "HistConfig",
     "Lattice",
+    "LinearStart",
     "PatchBackbone",
     "PatchConfig",
     "SpotNetwork",

@@ -35,6 +35,18 @@ class DomainHead(nn.Module):
         return logits_NC.softmax(dim=-1)
 
 
+class LinearStart(nn.Module):
+    """A linear model of the features, which is not trained further."""
+
+    def __init__(self, n_features: int, n_outputs: int) -> None:
+        super().__init__()
+        self.register_buffer("weight_FO", torch.zeros(n_features, n_outputs))
+        self.register_buffer("bias_O", torch.zeros(n_outputs))
+
+    def forward(self, features_NF: Tensor) -> Tensor:
+        return torch.addmm(self.bias_O, features_NF, self.weight_FO).float()
+
+
 class ExpressionHead(nn.Module):
     """Expression of every gene, on the scale of the target; a spot whose target is NaN is unlabelled.
 

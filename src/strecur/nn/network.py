@@ -12,6 +12,7 @@ from strecur.nn.layers import linear, rms_norm, sinusoidal_positions, truncated_
 from strecur.nn.recursion import Streams
 
 if TYPE_CHECKING:
+    from strecur.nn.heads import LinearStart
     from strecur.nn.lattice import Lattice
     from strecur.nn.recursion import State
 
@@ -63,18 +64,36 @@ class SpotNetwork(nn.Module):
         Output map with its loss.
     halting
         Name of the recipe that teaches when to stop (``strecur.nn.halting.RECIPES``), or ``None``.
+    linear_start
+        What the output of the head is added to: a linear model of the features. Without one the output is that of the
+        head, as in the papers.
     """
 
-    def __init__(self, n_features: int, recursion: nn.Module, head: nn.Module, *, halting: str | None) -> None:
+    def __init__(
+        self,
+        n_features: int,
+        recursion: nn.Module,
+        head: nn.Module,
+        *,
+        halting: str | None,
+        linear_start: LinearStart | None = None,
+    ) -> None:
         super().__init__()
         width = recursion.backbone.width
         self.embedding = linear(n_features, width, bias=head.bias)
         self.context = nn.Parameter(truncated_normal_(torch.empty(recursion.backbone.n_context, width), 0.02))
         self.recursion = recursion
-        self.head = head
+        self.head, self.linear_start = head, linear_start
         self.recipe = None if halting is None else RECIPES[halting]
         if self.recipe is not None:
             self.halt_head = HaltHead(width, head.n_outputs if self.recipe.per_gene else 1)
+
+    def start_from(self, weight_FO: Tensor, bias_O: Tensor) -> None:
+        """Answer as this linear model does until training changes it; the recursion learns what to correct."""
+        self.linear_start.weight_FO.copy_(weight_FO)
+        self.linear_start.bias_O.copy_(bias_O)
+        for parameter in self.head.linear.parameters():
+            nn.init.zeros_(parameter)
 
     def embed(self, features_NF: Tensor, lattice: Lattice) -> Tensor:
         """Unit-RMS embedding of the spots (plus positions for the dense backbone) behind the context tokens."""
@@ -107,6 +126,8 @@ class SpotNetwork(nn.Module):
         n_context = len(self.context)
         answer_TD = self.answer(state, x_TD)
         output = self.head(answer_TD[n_context * batch.lattice.n_sections :])
+        if self.linear_start is not None:
+            output = output + self.linear_start(batch.features_NF)
         halt_SL = None
         if self.recipe is not None:
             halt_SL = self.halt_head(answer_TD[: n_context * batch.lattice.n_sections : n_context])

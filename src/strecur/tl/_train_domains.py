@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 
 from strecur import metrics
 from strecur._anndata import (
@@ -33,7 +34,7 @@ from strecur.tl._checks import check_halting, check_training
 from strecur.tl._hist import EPOCHS, OPTIMISATION, hist_augmentation, hist_network, is_hist
 from strecur.tl._labels import encode_labels, keep_trained_labels
 from strecur.tl._plan import in_tiles, largest_shift, plan_training, section_sizes
-from strecur.tl._sections import choose_validation, count_epochs, make_sections
+from strecur.tl._sections import choose_validation, make_sections
 from strecur.tl._uncertainty import calibrate_on
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ logger = logging.getLogger("strecur")
 
 VISITED_SPOTS = 4096
 """Spots of a section that one visit of the training shows."""
+
+VISITS, MIN_EPOCHS = 100, 20
+"""Visits of all sections together, and passes over them at least."""
+
+FEW_SPOTS = 2000
+"""With fewer annotated spots to learn from a network starts from the linear model; of more it learns better without."""
 
 
 def train_domains(
@@ -126,7 +133,8 @@ def train_domains(
         Sections on which the best weights are chosen and the model is calibrated (see :func:`calibrate`); ``"auto"``
         takes one if there are at least four.
     max_epochs
-        Passes over the training sections; not given: 100, 200 for a single section, fewer for more than four.
+        Passes over the training sections; not given: 100 visits in all, such as 50 passes over two sections, but at
+        least 20 passes.
     max_minutes
         Shorten the training to what fits; the result then depends on the speed of the machine.
     checkpoint
@@ -201,7 +209,7 @@ def train_domains(
     architecture = resolve_architecture(architecture)
     backbone = resolve_backbone(backbone, grid.layout)
     check_halting(halting, "domains", backbone)
-    n_epochs = count_epochs(max_epochs, len(training))
+    n_epochs = max_epochs or max(VISITS // len(training), MIN_EPOCHS)
     if augmentation is None:
         augmentation = hist_augmentation(backbone) if as_hist else vary(backbone, tile)
     plan = plan_training(
@@ -235,9 +243,11 @@ def train_domains(
     in_training = np.isin(sections.codes, [sections.names.index(name) for name in training])
     baseline = fit_linear_domains(columns[in_training], target[in_training], len(labels))
 
-    network = build_network(
-        features.n_columns, architecture, backbone, DomainHead, len(labels), halting=halting, seed=rng
-    )
+    is_small = not as_hist and (target[in_training] >= 0).sum() < FEW_SPOTS
+    options = {"halting": halting, "linear_start": is_small, "seed": rng}
+    network = build_network(features.n_columns, architecture, backbone, DomainHead, len(labels), **options)
+    if is_small:
+        network.start_from(torch.from_numpy(baseline.weight_FC), torch.from_numpy(baseline.bias_C))
     network.recursion.recompute = plan.recompute
     fabric = make_fabric(accelerator or settings.accelerator, devices, precision or settings.precision)
     judges = make_sections(columns, sections, grid, held_out, target)

@@ -1,0 +1,96 @@
+"""Leave one patient out: expression of patient A's section from those of patient C, and the reverse.
+
+    python benchmarks/patients.py --data ../shared/data/her2st --seeds 0 1 2
+
+Of A1 there is an overview, 2,000 pixels wide, with the tissue cut out on black; of C2 to C5 the full images. All are
+brought to the resolution of the overview, so that only the patient differs. Methods, features and scores are those of
+``benchmarks/expression.py``. What is in the table already is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from expression import METHODS, SCORES, Fold, is_done, run, summarise
+from PIL import Image
+
+import strecur as st
+
+PITCH_UM = 200.0  # between neighbouring spots of these arrays
+PATCH_UM = 168.0  # 224 pixels of the full images of patient C
+A1_SCALE = 2000 / 6930  # full width: where all spots lie on tissue and nuclei counts agree best with darkness
+FOLDS = {"A": Fold(["C2", "C3", "C4", "C5"], [], ["A1"]), "C": Fold(["A1"], [], ["C2", "C3", "C4", "C5"])}
+
+
+def pitch(section: ad.AnnData) -> float:
+    """Pixels between neighbours of a column of the array."""
+    table = section.obs[["array_col", "array_row"]].assign(y=section.obsm["spatial"][:, 1])
+    table = table.sort_values(["array_col", "array_row"])
+    steps = table.groupby("array_col")[["array_row", "y"]].diff()
+    return float(steps.loc[steps["array_row"] == 1, "y"].median())
+
+
+def read_image(path: Path, scale: float, *, cut_out: bool) -> np.ndarray:
+    """Read an image, smaller by ``scale``; black surroundings of cut-out tissue become white."""
+    Image.MAX_IMAGE_PIXELS = None
+    image = Image.open(path).convert("RGB")
+    if scale != 1:
+        image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BOX)
+    pixels = np.array(image)
+    if cut_out:
+        pixels[pixels.sum(axis=2) < 60] = 255
+    return pixels
+
+
+def embed(name: str, options: argparse.Namespace) -> ad.AnnData:
+    """Section with the embeddings of its patches at the common resolution; kept in a folder."""
+    cached = options.cache / f"{options.data.name}_overview_{name}.h5ad"
+    if not cached.exists():
+        a1, section = (ad.read_h5ad(options.data / f"{part}.h5ad") for part in ("A1", name))
+        mpp = PITCH_UM / pitch(section)
+        scale = A1_SCALE * mpp * pitch(a1) / PITCH_UM
+        ending = "A1_masked_2000px.png" if name == "A1" else f"{name}.jpg"
+        image = read_image(options.data / "images" / ending, 1 if name == "A1" else scale, cut_out=name == "A1")
+        settings = {"patch_um": PATCH_UM, "mpp": mpp, "image_scale": scale, "views": 8}
+        st.pp.embed_patches(section, image, encoder=options.encoder, **settings)
+        options.cache.mkdir(parents=True, exist_ok=True)
+        section.write_h5ad(cached)
+    return ad.read_h5ad(cached)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--encoder", default="efficientnet-lite0")
+    parser.add_argument("--genes", default=300)
+    parser.add_argument("--methods", nargs="+", default=[name for name in METHODS if name != "universal"])
+    parser.add_argument("--patients", nargs="+", default=list(FOLDS), help="to hold out")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--cache", type=Path, default=Path("benchmarks/results/embedded"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/patients.csv"))
+    options = parser.parse_args()
+
+    parts = {name: embed(name, options) for name in ("A1", "C2", "C3", "C4", "C5")}
+    adata = ad.concat(parts, label="section", index_unique="-", join="inner", merge="same", uns_merge="first")
+    st.pp.to_grid(adata, library_key="section")
+    done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
+    for patient in options.patients:
+        for seed in options.seeds:
+            for method in options.methods:
+                if is_done(done, {"test": patient, "method": method, "seed": seed}):
+                    continue
+                rows = pd.DataFrame(run(adata, FOLDS[patient], method, seed, options)).assign(test=patient)
+                done = pd.concat([done, rows], ignore_index=True)
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                done.to_csv(options.out, index=False)
+                print(rows[["test", "method", "seed", *SCORES]].round(3).to_string(index=False), flush=True)
+    for patient, rows in done.groupby("test"):
+        print(f"patient {patient} held out\n{summarise(rows).to_string()}")
+
+
+if __name__ == "__main__":
+    main()
