@@ -23,7 +23,7 @@ ARCHITECTURES = {
     "trm": "trm",
     "trm, eight steps": TRMConfig(n_steps=8),  # in training, as in the paper's studies of halting
     "feedforward": "feedforward",
-    "trm, random starts": TRMConfig(sigma=(1.0, 1.0), damping=0.05, noise=0.01),  # as paper 003 trains
+    "trm, random starts": TRMConfig(sigma=(0.1, 0.1), damping=0.05, noise=0.01),  # as paper 003 trains, but for σ
 }
 
 

@@ -58,7 +58,7 @@ def save(figure: plt.Figure, name: str) -> None:
 
 def train() -> tuple[DomainModel, AnnData, AnnData, AnnData]:
     """Train on two sections; return the model, a new section with its results, the training and another section."""
-    adata = st.datasets.synthetic_sections(n_sections=4, n_rows=26, n_cols=28)
+    adata = st.datasets.synthetic_sections(n_sections=4, n_rows=33, n_cols=34)
     st.pp.to_grid(adata, library_key="section")
     parts = {name: adata[adata.obs["section"] == name].copy() for name in adata.obs["section"].cat.categories}
     annotated = adata[adata.obs["section"].isin(["S1", "S3"])].copy()

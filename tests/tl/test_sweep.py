@@ -62,9 +62,8 @@ def rebuilt(model: st.models.DomainModel, **config: int) -> st.models.DomainMode
     from strecur.nn import DomainHead
 
     architecture = TRMConfig(**config)
-    network = build_network(
-        model.features.n_columns, architecture, model.backbone, DomainHead, 3, halting=model.halting, seed=9
-    )
+    options = {"halting": model.halting, "seed": 9, "linear_start": True}
+    network = build_network(model.features.n_columns, architecture, model.backbone, DomainHead, 3, **options)
     network.load_state_dict(model.network.state_dict())
     return replace(model, architecture=architecture, network=network)
 

@@ -52,7 +52,7 @@ VISITED_SPOTS = 4096
 VISITS, MIN_EPOCHS = 100, 20
 """Visits of all sections together, and passes over them at least."""
 
-FEW_SPOTS = 2000
+FEW_SPOTS = 1200
 """With fewer annotated spots to learn from a network starts from the linear model; of more it learns better without."""
 
 
