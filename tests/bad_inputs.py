@@ -241,8 +241,8 @@ def no_axes() -> object:
 
 
 def subset_of_labels(adata: AnnData) -> AnnData:
-    """Keep the spots of one domain, which drops the categories of the others."""
-    kept = adata[adata.obs["trm_domains"] == adata.obs["trm_domains"].cat.categories[0]].copy()
+    """Keep the spots of the last domain, which drops the categories of the others, so that steps name none that is left."""
+    kept = adata[adata.obs["trm_domains"] == adata.obs["trm_domains"].cat.categories[-1]].copy()
     del kept.uns["trm_domains"]["categories"], kept.obsm["trm_domains_proba"]
     return kept
 
