@@ -60,12 +60,3 @@ def join(sections: Sections, parts: Sequence[np.ndarray], *, axis: int) -> np.nd
     """Put results by section back into the order of the AnnData."""
     order = np.concatenate([sections.rows(name) for name in sections.names])
     return np.take(np.concatenate(parts, axis=axis), np.argsort(order), axis=axis).astype(np.float32)
-
-
-def count_epochs(max_epochs: int | None, n_sections: int) -> int:
-    """About 200 to 400 visits by default, however many sections there are."""
-    if max_epochs is not None:
-        return max_epochs
-    if n_sections == 1:
-        return 200
-    return 100 if n_sections <= 4 else max(400 // n_sections, 20)

@@ -29,7 +29,7 @@ from strecur.tl._genes import choose_genes, only_counts
 from strecur.tl._hist import EPOCHS, OPTIMISATION, hist_augmentation, hist_network, is_hist
 from strecur.tl._plan import in_tiles, largest_shift, plan_training, section_sizes
 from strecur.tl._rate_expression import rate_genes, rate_network, validator
-from strecur.tl._sections import choose_validation, count_epochs, make_sections
+from strecur.tl._sections import choose_validation, make_sections
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -308,6 +308,15 @@ def train_expression(
         linear = [baseline.predict(averaged[sections.rows(name)]) for name in split.held_out]
         rate_network(model, judges, linear, fabric)
     return model
+
+
+def count_epochs(max_epochs: int | None, n_sections: int) -> int:
+    """About 200 to 400 visits by default, however many sections there are."""
+    if max_epochs is not None:
+        return max_epochs
+    if n_sections == 1:
+        return 200
+    return 100 if n_sections <= 4 else max(400 // n_sections, 20)
 
 
 def default_augmentation(architecture: Architecture, backbone: Backbone) -> Augmentation:
