@@ -26,7 +26,8 @@ def main(path: str) -> None:
     adata = st.datasets.synthetic_sections(n_sections=3, n_rows=26, n_cols=28)
     st.pp.to_grid(adata, library_key="section")
     annotated, new = (adata[mask].copy() for mask in (adata.obs["section"] != SECTION, adata.obs["section"] == SECTION))
-    model = st.tl.train_domains(annotated, "domain", library_key="section", max_epochs=25, **QUIET)
+    options = {"smoothing": 1, "max_epochs": 25, **QUIET}  # the steps of the network itself
+    model = st.tl.train_domains(annotated, "domain", library_key="section", **options)
     st.tl.trm_domains(new, model, library_key="section", depth=STEPS[-1], **QUIET)
     scores = st.metrics.domain_scores(new.obs["domain"], new.obs[KEY])
     print(f"{SECTION}: adjusted Rand index {scores['ari']:.2f}, accuracy {scores['accuracy']:.2f}")

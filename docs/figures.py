@@ -68,6 +68,7 @@ def train() -> tuple[DomainModel, AnnData, AnnData, AnnData]:
         library_key="section",
         architecture=TRMConfig(n_steps=3, sigma=(1.0, 1.0)),
         backbone=WindowedConfig(width=64, n_heads=2),
+        smoothing=1,  # shows the steps of the network itself
         max_epochs=30,
         accelerator="cpu",
         progress=False,

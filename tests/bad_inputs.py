@@ -479,6 +479,7 @@ refused(TRAIN, "one domain only", ValueError, "at least two are needed", put("ob
 refused(TRAIN, "no label at all", ValueError, "at least two are needed", put("obs", "domain", NAN))
 refused(TRAIN, "measurements as labels", ValueError, "domains are categories", put("obs", "domain", lambda a: np.random.default_rng(0).random(a.n_obs)))
 refused(TRAIN, "no name as `label_key`", TypeError, "label_key names the column", label_key=None)
+refused(TRAIN, "smoothing over no spot", ValueError, "smoothing=0", smoothing=0)
 refused(TRAIN, "`layer` beside a representation", ValueError, "are for expression", put("layers", "raw", lambda a: a.X), use_rep="spatial", layer="raw")
 refused(TRAIN, "NaN in the representation", ValueError, "leave them out", poke("obsm", "spatial", 0, NAN), use_rep="spatial")
 refused(TRAIN, "words as representation", ValueError, "choose its numeric columns", put("obsm", "X_own", lambda a: np.full((a.n_obs, 2), "x")), use_rep="X_own")

@@ -43,6 +43,7 @@ def make_model() -> DomainModel:
         history=pd.DataFrame({"epoch": [1, 2], "train_loss": [1.0, 0.5], "validation_ari": [np.nan, 0.3]}),
         scores=pd.DataFrame({"network": {"ari": 0.5}, "linear": {"ari": 0.4}}),
         sections=["S1"],
+        smoothing=7,
     )
 
 
@@ -58,6 +59,7 @@ def test_everything_comes_back(saved):
     assert sorted(p.name for p in path.iterdir()) == ["config.json", "weights.safetensors"]
     for loaded in (st.load_model(path), DomainModel.load(str(path))):
         assert loaded.labels == model.labels
+        assert loaded.smoothing == model.smoothing
         assert (loaded.id, loaded.sections, loaded.halting) == (model.id, model.sections, "loss_proxy")
         assert (loaded.architecture, loaded.backbone, loaded.features) == (
             *(model.architecture, model.backbone, model.features),

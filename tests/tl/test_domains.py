@@ -63,6 +63,25 @@ def test_of_many_spots_the_network_learns_without_a_linear_start(sections, monke
         assert (model.network.linear_start is not None) == starts
 
 
+def test_network_and_baseline_are_smoothed_alike(sections):
+    """The same weights answer with and without it; what is written is what :func:`smooth` makes of the raw answer."""
+    model = train(sections, max_epochs=1, validation=None, smoothing=7)
+    new = sections[sections.obs["section"] == "S3"].copy()
+    smoothed = apply(new, model)
+    model.smoothing = 1
+    raw = apply(new, model)
+    position_N2 = np.asarray(new.obsm["grid"], dtype=float) * [np.sqrt(0.75), 0.5]
+    near_NN = np.linalg.norm(position_N2[:, None] - position_N2, axis=2) < 1.01
+    whole_N = near_NN.sum(axis=1) == 7
+    log_proba_NC = np.log(np.asarray(raw.obsm["trm_domains_proba"]) + 1e-4)
+    expected_N = (near_NN @ log_proba_NC).argmax(axis=1)
+    found_N = smoothed.obs["trm_domains"].cat.codes.to_numpy()
+    assert whole_N.sum() > 40
+    assert (found_N == expected_N)[whole_N].all()
+    assert not smoothed.obs["trm_domains_linear"].equals(raw.obs["trm_domains_linear"])
+    assert smoothed.uns["trm_domains"]["params"]["smoothing"] == 7
+
+
 def test_training_goes_beyond_the_linear_model():
     """Where domains are told by a product of features, which no linear model sees, the network learns it on top."""
     sections = st.datasets.synthetic_sections(n_sections=2, n_rows=20, n_cols=20, n_domains=2)

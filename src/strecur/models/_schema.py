@@ -102,6 +102,7 @@ class DomainValues(Common):
     """A model of domains."""
 
     labels: list[str]
+    smoothing: NotRequired[int]
     temperature: float
     architecture: dict[str, Any]
     backbone: dict[str, Any]

@@ -11,6 +11,7 @@ from strecur.engine import Inference, Prediction, Section, predict
 from strecur.engine.fit import make_fabric
 from strecur.models._features import SpotFeatures, features_from_saved, features_to_saved
 from strecur.models._network import Architecture, Backbone, network_from_saved, network_to_saved, to_json
+from strecur.models._smoothing import smooth, smooth_restarts
 from strecur.models._storage import load_folder, save_folder
 from strecur.models.linear import LinearDomains
 from strecur.nn import DomainHead, SpotNetwork
@@ -48,6 +49,8 @@ class DomainModel:
         ARI, accuracy and macro-F1 of model and baseline on the validation sections; empty without one.
     sections
         Sections the model was trained on.
+    smoothing
+        Nearest spots over which log-probabilities of network and baseline are averaged; 1: none but the spot itself.
     temperature
         What log-probabilities are divided by to be calibrated; see :func:`strecur.tl.calibrate`.
     conformal_scores
@@ -69,6 +72,7 @@ class DomainModel:
     history: pd.DataFrame
     scores: pd.DataFrame
     sections: list[str]
+    smoothing: int = 1
     temperature: float = 1.0
     conformal_scores: np.ndarray | None = None
     halt_threshold: float | None = None
@@ -107,15 +111,30 @@ class DomainModel:
 
         Returns
         -------
-        The restarts of each section.
+        The restarts of each section, smoothed.
         """
-        return predict(
+        restarts = predict(
             self.network,
             sections,
             inference or Inference(self.architecture.n_steps),
             fabric=make_fabric(accelerator, 1, precision),
             progress=progress,
         )
+        return smooth_restarts(restarts, sections, self.smoothing)
+
+    def predict_linear(self, sections: Sequence[Section]) -> list[np.ndarray]:
+        """Predict sections of ready features by the linear baseline.
+
+        Parameters
+        ----------
+        sections
+            Features and lattices.
+
+        Returns
+        -------
+        Smoothed probabilities of each section, spots × domains, float32.
+        """
+        return [smooth(self.baseline.predict_proba(s.features_NF.numpy()), s, self.smoothing) for s in sections]
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder of ``config.json`` and ``weights.safetensors``.
@@ -146,6 +165,7 @@ class DomainModel:
             **network,
             "history": self.history.to_dict(orient="list"),
             "scores": self.scores.to_dict(),
+            "smoothing": self.smoothing,
             "temperature": self.temperature,
             "halt_threshold": self.halt_threshold,
         }
@@ -182,6 +202,7 @@ class DomainModel:
             history=pd.DataFrame(config["history"]),
             scores=pd.DataFrame(config["scores"]),
             sections=config["sections"],
+            smoothing=config.get("smoothing", 1),
             temperature=config["temperature"],
             conformal_scores=arrays.get("conformal_scores"),
             halt_threshold=config["halt_threshold"],

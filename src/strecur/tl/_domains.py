@@ -176,8 +176,9 @@ def trm_domains(
     )
     values = model.features.representation(table)
     columns = model.features.columns(values, sections, grid)
+    parts = make_sections(columns, sections, grid, sections.names)
     restarts = model.predict(
-        make_sections(columns, sections, grid, sections.names),
+        parts,
         inference,
         **hardware(accelerator, precision),
         progress=settings.progress if progress is None else progress,
@@ -186,7 +187,7 @@ def trm_domains(
     steps_ND = proba_DNC.argmax(axis=2).T.astype(np.int16)
     proba_NC = temper(proba_DNC[-1], model.temperature)
     label_N, confidence_N = steps_ND[:, -1], proba_NC.max(axis=1)
-    linear_N = model.baseline.predict_proba(columns).argmax(axis=1)
+    linear_N = join(sections, model.predict_linear(parts), axis=0).argmax(axis=1)
     obs = {
         key_added: pd.Categorical.from_codes(np.where(confidence_N < abstain, UNLABELLED, label_N), model.labels),
         f"{key_added}_confidence": confidence_N,
@@ -203,7 +204,7 @@ def trm_domains(
         by_section["disagreement"] = [pairwise_disagreement(runs) for runs in restarts]
     latents = [runs[most_converged(runs)].latent_ND for runs in restarts]
     params = {**asdict(replace(inference, halt_threshold=threshold)), "stop_early": stop_early, "selection": selection}
-    params |= {"temperature": model.temperature, "abstain": abstain}
+    params |= {"smoothing": model.smoothing, "temperature": model.temperature, "abstain": abstain}
     if library_key is not None:
         params["library_key"] = library_key
     obsm = {
