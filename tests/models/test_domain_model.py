@@ -12,6 +12,7 @@ import strecur as st
 from strecur.models import DomainModel
 from strecur.models._features import SpotFeatures
 from strecur.models._network import build_network, from_json, to_json
+from strecur.models._schema import SchemaError, check_values
 from strecur.models.linear import LinearDomains
 from strecur.nn import (
     DenseConfig,
@@ -154,3 +155,12 @@ def test_building_is_seeded_and_leaves_the_global_generator_alone():
 def test_the_description_is_readable():
     assert "trm over a windowed backbone" in repr(make_model())
     assert "ä, b" in repr(make_model())
+
+
+@pytest.mark.parametrize("size", [0, -7, 10**8, 7.0, "7"])
+def test_no_folder_brings_a_smoothing_that_makes_no_sense(size, saved):
+    _, path = saved
+    config = json.loads((path / "config.json").read_text())
+    check_values(config)
+    with pytest.raises(SchemaError, match="smoothing"):
+        check_values({**config, "smoothing": size})

@@ -37,6 +37,7 @@ LIMITS = {
     "decoder_depths": 64,
     "scales": 1_000_000,
     "neighbours": 1_000_000,
+    "smoothing": 1_000_000,
     "mlp_ratio": 64.0,
 }
 """Largest values of sizes and numbers of repetitions, far above what is of use."""
