@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--test", nargs="+", help="sections or groups to hold out; by default each in turn")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, help="by default those of the package")
+    parser.add_argument("--smoothing", type=int, help="nearest spots averaged over; by default from the annotation")
     parser.add_argument("--out", type=Path, help="by default benchmarks/results/domains_<data>_<backbone>.csv")
     options = parser.parse_args()
 
@@ -70,6 +71,7 @@ def main() -> None:
             "size_factor_key": options.size_factor_key,
             "backbone": options.backbone,
             "max_epochs": options.epochs,
+            "smoothing": options.smoothing,
         },
         path=out,
     )
