@@ -12,8 +12,9 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Without gradient, what is wider than the states is computed for this many tokens or slots at a time.
-CHUNK = 16_384
+# Without gradient, what is wider than the states is computed for this many tokens or slots at a time: few enough for
+# the caches of a CPU.
+CHUNK = 4096
 
 # Standard deviation of a unit normal truncated at ±2: dividing by it makes the truncated draw have the wanted one.
 TRUNCATED_STD = 0.87962566103423978
