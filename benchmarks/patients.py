@@ -4,8 +4,8 @@
 
 Of A1 there is an overview, 2,000 pixels wide, with the tissue cut out on black; of C2 to C5 the full images. All are
 brought to the resolution of the overview, so that only the patient differs. Methods, features and scores are those of
-``benchmarks/expression.py``. What is in the table already is not computed again. At the end stands how well fifths of each
-section are predicted from the rest of it, which no other patient can be expected to do better.
+``benchmarks/expression.py``. What is in the table already is not computed again. At the end stands how well fifths of
+each section are predicted from the rest of it, which no other patient can be expected to do better.
 """
 
 from __future__ import annotations
