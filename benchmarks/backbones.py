@@ -1,13 +1,13 @@
-"""Leave one section out: recursion over windowed, dense and hierarchical backbones, and HiST, in the same time.
+"""Leave one section out: recursion over windowed, dense and hierarchical backbones, and HiST, in equal training time.
 
     export OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
     python benchmarks/backbones.py domains --data ../shared/data/dlpfc --size-factor-key sum_umi
     python benchmarks/backbones.py expression --data ../shared/data/her2st --sections C2 C3 C4 C5 --minutes 1.5
 
-Every method has the same ``--minutes`` for training (``max_minutes``: the schedule is shortened to what fits) of an
-otherwise idle processor, the same features, genes and sections. So that the time is enough for all, the recursive
-models see domains in parts of 1,024 spots; HiST, run once, sees whole sections under the augmentation of its paper.
-What is in the table already is not computed again.
+Every method is trained for ``--minutes`` (``max_minutes``: the schedule is shortened to what fits) on an otherwise
+idle processor, with the same features, genes and sections. To make enough passes in this time, recursive models of
+domains are trained on crops of 1,024 spots; HiST, run once, is trained on whole sections with the augmentation of its
+paper. Rows that are already in the table are not computed again.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ import pandas as pd
 
 import strecur as st
 from strecur.engine import Augmentation
-from strecur.models._network import resolve_backbone
-from strecur.tl._plan import largest_shift
+from strecur.models.network import resolve_backbone
 
 if TYPE_CHECKING:
     import anndata as ad
 
-PART = 1024
+    from strecur.models import DomainModel, ExpressionModel
+
+CROP = 1024
 METHODS = {
     "TRM, windowed": {"architecture": "trm", "backbone": "windowed"},
     "TRM, hierarchical": {"architecture": "trm", "backbone": "hierarchical"},
@@ -39,32 +40,34 @@ METHODS = {
 }
 
 
-def train_domains(train: ad.AnnData, options: argparse.Namespace, **settings: object) -> st.models.DomainModel:
+def train_domains(train: ad.AnnData, name: str, options: argparse.Namespace) -> DomainModel:
     """Train on the annotated sections."""
-    if settings["architecture"] != "hist":
-        shift = largest_shift(resolve_backbone(settings["backbone"], "hex"))
-        settings["augmentation"] = Augmentation(max_shift=shift, max_spots=PART)
-    return st.tl.train_domains(train, "domain", size_factor_key=options.size_factor_key, **settings)
+    method, training = METHODS[name], {"max_minutes": options.minutes}
+    if "backbone" in method:
+        shift = resolve_backbone(method["backbone"], "hex").period
+        training["augmentation"] = Augmentation(max_shift=shift, max_spots=CROP)
+    features = {"size_factor_key": options.size_factor_key}
+    return st.tl.train_domains(train, "domain", features=features, training=training, rng=options.seed, **method)
 
 
-def train_expression(train: ad.AnnData, options: argparse.Namespace, **settings: object) -> st.models.ExpressionModel:
+def train_expression(train: ad.AnnData, name: str, options: argparse.Namespace) -> ExpressionModel:
     """Train on the sections with image and expression."""
-    genes = expression.choose_panel(train, options.genes)
-    return st.tl.train_expression(train, genes=genes, **settings)
+    genes, training = expression.choose_panel(train, options.genes), {"max_minutes": options.minutes}
+    return st.tl.train_expression(train, genes=genes, training=training, rng=options.seed, **METHODS[name])
 
 
-def domain_rows(test: ad.AnnData, model: st.models.DomainModel, name: str) -> list[dict]:
-    """Scores of the network and of the linear model on its features."""
-    st.tl.trm_domains(test, model, library_key="section", progress=False)
+def domain_rows(test: ad.AnnData, model: DomainModel, name: str) -> list[dict]:
+    """Score the network and the linear model on its features."""
+    st.tl.trm_domains(test, model)
     answers = {name: test.obs["trm_domains"], "linear": test.obs["trm_domains_linear"]}
     truth = test.obs["domain"].to_numpy()
     return [{"method": key, **st.metrics.domain_scores(truth, list(answer))} for key, answer in answers.items()]
 
 
-def expression_rows(test: ad.AnnData, model: st.models.ExpressionModel, name: str) -> list[dict]:
-    """Scores of the network and of the ridge regression on its features; HiST's pooled ones too."""
-    st.tl.predict_expression(test, model, library_key="section", progress=False)
-    truth = np.log2(test[:, model.target.genes].X.toarray() + 1)
+def expression_rows(test: ad.AnnData, model: ExpressionModel, name: str) -> list[dict]:
+    """Score the network and the ridge regression on its features, also with the pooled scores of HiST."""
+    st.tl.predict_expression(test, model)
+    truth = np.log2(test[:, model.genes].X.toarray() + 1)
     rows = []
     for key, slot in ((name, "trm_expression"), ("ridge + neighbours", "trm_expression_linear")):
         predicted = test.obsm[slot]
@@ -81,10 +84,9 @@ TASKS = {
 
 
 def run(task: str, train: ad.AnnData, test: ad.AnnData, name: str, options: argparse.Namespace) -> list[dict]:
-    """Train one method for the time it has, and score it on the section it has not seen."""
+    """Train one method for the given time, and score it on the section held out."""
     fit, score, _ = TASKS[task]
-    settings = {"library_key": "section", "rng": options.seed, "max_minutes": options.minutes, "progress": False}
-    model = fit(train, options, **settings, **METHODS[name])
+    model = fit(train, name, options)
     start = time.perf_counter()
     rows = score(test, model, name)
     cost = {
@@ -111,6 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/backbones.csv"))
     options = parser.parse_args()
 
+    st.settings.progress = False
     read = domains.read_folder(options.data) if options.task == "domains" else expression.read_sections(options)
     columns = TASKS[options.task][2]
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()

@@ -1,10 +1,10 @@
-"""Sections or donors held out in turn: domains by linear models and by networks with and without recursion.
+"""Hold out sections or donors in turn: domains by linear models and by networks with and without recursion.
 
     python benchmarks/domains.py --data ../shared/data/dlpfc --size-factor-key sum_umi
     python benchmarks/domains.py --data DLPFC12 --size-factor-key sum_umi --group-key donor
 
-trains on all sections of the folder but one (or one donor's), labels those, and prints the means. What is in the table
-already is not computed again; the figure is drawn beside it.
+trains on all sections of the folder but one (or those of one donor), labels the rest, and prints the means. Rows that
+are already in the table are not computed again. A figure is saved beside the table.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COSTS = ["train_seconds", "predict_seconds", "peak_memory_gb"]
 
 
 def read_folder(folder: Path) -> ad.AnnData:
-    """Join the sections of a folder on their common genes, and put them on their lattice."""
+    """Join the sections of a folder on their common genes, and assign their spots to a lattice."""
     parts = {path.stem: ad.read_h5ad(path) for path in sorted(folder.glob("*.h5ad"))}
     adata = ad.concat(parts, label="section", index_unique="-", join="inner")
     st.pp.to_grid(adata, library_key="section")
@@ -34,7 +34,7 @@ def read_folder(folder: Path) -> ad.AnnData:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds for each group held out, and mean and spread over all."""
+    """Average over seeds for each group held out and over all groups, with the standard deviation over seeds."""
     per_group = table.pivot_table(index="method", columns="group", values="ari", aggfunc="mean")
     overall = table.groupby("method")[[*SCORES, *COSTS]].mean()
     spread = table.groupby(["method", "seed"])["ari"].mean().groupby("method").std().rename("sd_over_seeds")
@@ -47,31 +47,28 @@ def main() -> None:
     parser.add_argument("--size-factor-key")
     parser.add_argument("--backbone", default="windowed")
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--group-key", help="column of obs that is held out together, such as the donor")
-    parser.add_argument("--donor-key", help="column of obs with the donor, to tell which are shared")
+    parser.add_argument("--group-key", help="column of obs with what is held out together, such as the donor")
+    parser.add_argument("--donor-key", help="column of obs with the donor, to report which are shared with training")
     parser.add_argument("--test", nargs="+", help="sections or groups to hold out; by default each in turn")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, help="by default those of the package")
-    parser.add_argument("--smoothing", type=int, help="nearest spots averaged over; by default from the annotation")
+    parser.add_argument("--smoothing", type=int, help="nearest spots to average over; by default from the annotation")
     parser.add_argument("--out", type=Path, help="by default benchmarks/results/domains_<data>_<backbone>.csv")
     options = parser.parse_args()
 
     out = options.out or Path(f"benchmarks/results/domains_{options.data.name}_{options.backbone}.csv")
     table = st.tl.cross_validate(
         read_folder(options.data),
-        "domains",
-        library_key="section",
-        label_key="domain",
+        "domain",
         group_key=options.group_key,
         donor_key=options.donor_key,
         groups=options.test,
         architectures=options.methods,
         seeds=options.seeds,
-        training={
-            "size_factor_key": options.size_factor_key,
+        train={
             "backbone": options.backbone,
-            "max_epochs": options.epochs,
-            "smoothing": options.smoothing,
+            "features": {"size_factor_key": options.size_factor_key},
+            "training": {"max_epochs": options.epochs, "smoothing": options.smoothing},
         },
         path=out,
     )

@@ -5,11 +5,11 @@
     python benchmarks/expression.py --data ../shared/data/mob_st2k --sections MOB1 MOB2 MOB3 --test MOB3 --patch-px 36
     python benchmarks/expression.py --data HER2ST --protocol her2st-b1-v1 --genes her2st-300-training-v1
 
-embeds the patches of ``images/<section>.jpg`` (once; they are kept in a folder), trains on all sections but one,
-predicts that one, and prints the scores. Everything, the gene panel too, is fitted on the training sections. What is
-in the table already is not computed again. ``--protocol`` takes the folds of a published protocol, with its sections
-for validation, on which the weights of the networks are chosen (``strecur.datasets.read_split``; genes:
-``strecur.datasets.read_genes``). Scores are means over the sections that are predicted.
+embeds the patches of ``images/<section>.jpg`` (once; the embeddings are stored in a folder), trains on all sections but
+one, predicts that one, and prints the scores. Everything, including the gene panel, is fitted on the training sections.
+Rows that are already in the table are not computed again. ``--protocol`` uses the folds of a published protocol, with
+its validation sections, on which the weights of the networks are chosen (``strecur.datasets.read_split``; genes:
+``strecur.datasets.read_genes``). Scores are means over the predicted sections.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING
 import anndata as ad
 import numpy as np
 import pandas as pd
+from baselines import read_features, retrieve, smooth
 from expression_peers import predict_by_contrast, predict_by_transformer
 
 import strecur as st
-from strecur.models.linear import retrieve, smooth
-from strecur.pp._neighbourhood import physical_positions
-from strecur.tl._embedded import input_of, read_embedded
+from strecur._geometry import physical_positions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,7 +39,7 @@ SCORES = ["pcc_10", "pcc_50", "pcc_300", "pcc_300_depth_normalised", "mse", "rvd
 
 @dataclass(frozen=True)
 class Fold:
-    """Sections to train on, to choose the weights on (may be none), and to predict."""
+    """Sections to train on, to choose the weights on (may be empty), and to predict."""
 
     train: list[str]
     validation: list[str]
@@ -51,7 +50,7 @@ class Fold:
 
 
 def make_folds(options: argparse.Namespace) -> dict[str, Fold]:
-    """Folds of the protocol, or one for every section that is held out."""
+    """Return the folds of the protocol, or one for each section held out."""
     if options.protocol is None:
         tests = options.test or options.sections
         return {test: Fold([s for s in options.sections if s != test], [], [test]) for test in tests}
@@ -61,14 +60,15 @@ def make_folds(options: argparse.Namespace) -> dict[str, Fold]:
 
 
 def read_sections(options: argparse.Namespace, names: Sequence[str] | None = None) -> ad.AnnData:
-    """Join the embedded sections on their common genes, and put them on their lattice."""
+    """Embed sections, join them on their common genes, and assign their spots to a lattice."""
     parts = {}
     for name in names or options.sections:
         cached = options.cache / f"{options.data.name}_{name}.h5ad"
         if not cached.exists():
             section = ad.read_h5ad(options.data / f"{name}.h5ad")
             image = options.data / "images" / f"{name}.jpg"
-            st.pp.embed_patches(section, str(image), encoder=options.encoder, patch_px=options.patch_px, views=8)
+            patches = {"px": options.patch_px}
+            st.pp.embed_patches(section, str(image), encoder=options.encoder, views=8, patches=patches)
             options.cache.mkdir(parents=True, exist_ok=True)
             section.write_h5ad(cached)
         parts[name] = ad.read_h5ad(cached)
@@ -80,22 +80,20 @@ def read_sections(options: argparse.Namespace, names: Sequence[str] | None = Non
 
 
 def choose_panel(train: ad.AnnData, genes: int | str) -> list[str]:
-    """Choose so many genes on the training sections, without mitochondrial and ribosomal ones, or read a list."""
+    """Choose a number of genes on the training sections, without mitochondrial and ribosomal ones, or read a list."""
     if not str(genes).isdecimal():
         return [gene for gene in st.datasets.read_genes(genes) if gene in train.var_names]
     symbols = "symbol" if "symbol" in train.var else None
-    return st.pp.high_mean_high_variance_genes(train, int(genes), library_key="section", gene_symbols=symbols)
+    return st.pp.high_mean_high_variance_genes(train, int(genes), gene_symbols=symbols)
 
 
 def linear_methods(train: ad.AnnData, test: ad.AnnData, genes: list[str]) -> dict[str, np.ndarray]:
-    """Ridge on the components of single spots (plain and smoothed) and with neighbourhoods; retrieval on both."""
+    """Run ridge regression and retrieval on the components of single spots, and on those with neighbourhoods."""
     found = {}
     for neighbours, ending in (((), ""), ((9, 25, 81), " + neighbours")):
-        model = st.tl.train_expression(
-            train, library_key="section", genes=genes, architecture="linear", neighbours=neighbours, progress=False
-        )
-        reference, query = (read_embedded(part, "X_patch", "section") for part in (train, test))
-        (*_, reference_NF, _), (*_, query_MF, _) = (input_of(model.features, part) for part in (reference, query))
+        features = {"neighbours": neighbours}
+        model = st.tl.train_expression(train, genes=genes, architecture="linear", features=features)
+        (_, reference_NF), (query, query_MF) = (read_features(part, model) for part in (train, test))
         found[f"ridge{ending}"] = model.baseline.predict(query_MF)
         for k in (20, 50):
             found[f"retrieval {k}{ending}"] = retrieve(reference_NF, model.measure(train), query_MF, k)
@@ -106,16 +104,14 @@ def linear_methods(train: ad.AnnData, test: ad.AnnData, genes: list[str]) -> dic
 
 
 def peer(name: str, train: ad.AnnData, test: ad.AnnData, genes: list[str], seed: int) -> np.ndarray:
-    """Methods of others on the features of the networks: components of the embedding with their neighbourhoods."""
-    model = st.tl.train_expression(train, library_key="section", genes=genes, architecture="linear", progress=False)
-    known, query = (read_embedded(part, "X_patch", "section") for part in (train, test))
-    (*_, known_NF, _), (*_, query_MF, _) = (input_of(model.features, part) for part in (known, query))
+    """Run a method of others on the features of the networks: components of the embedding with neighbourhoods."""
+    model = st.tl.train_expression(train, genes=genes, architecture="linear")
+    (known, known_NF), (query, query_MF) = (read_features(part, model) for part in (train, test))
     log_NG = model.measure(train)
     if name == "BLEEP-style":
         return predict_by_contrast(known_NF, log_NG, query_MF, seed)
     cells_N2, cells_M2 = (np.column_stack([part.grid.row, part.grid.col]).astype(np.int64) for part in (known, query))
-    rows = [known.sections.rows(section) for section in known.sections.names]
-    parts = [(known_NF[own], cells_N2[own], log_NG[own]) for own in rows]
+    parts = [(known_NF[own], cells_N2[own], log_NG[own]) for own in map(known.rows, known.names)]
     return predict_by_transformer(parts, (query_MF, cells_M2), seed)
 
 
@@ -131,9 +127,9 @@ def run(adata: ad.AnnData, fold: Fold, method: str, seed: int, options: argparse
         found = {method: peer(method, train, test, genes, seed)}
     else:
         seen = adata[adata.obs["section"].isin(fold.train + fold.validation)].copy()
-        settings = {"library_key": "section", "validation": fold.validation or "auto", "rng": seed, "progress": False}
-        model = st.tl.train_expression(seen, genes=genes, architecture=method, **settings)
-        st.tl.predict_expression(test, model, library_key="section", progress=False)
+        training = {"validation": fold.validation or "auto"}
+        model = st.tl.train_expression(seen, genes=genes, architecture=method, training=training, rng=seed)
+        st.tl.predict_expression(test, model)
         found = {method: test.obsm["trm_expression"]}
     seconds = time.perf_counter() - start
     rows = []
@@ -145,7 +141,7 @@ def run(adata: ad.AnnData, fold: Fold, method: str, seed: int, options: argparse
 
 
 def is_done(done: pd.DataFrame, wanted: dict[str, object]) -> bool:
-    """Whether the table holds this run; the linear methods stand under their own names."""
+    """Whether the table has this run; each of the linear methods has a name of its own."""
     if done.empty:
         return False
     if wanted.get("method") == "linear":
@@ -154,15 +150,15 @@ def is_done(done: pd.DataFrame, wanted: dict[str, object]) -> bool:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over sections and seeds."""
+    """Average over sections and seeds."""
     return table.groupby("method")[[*SCORES, "seconds"]].mean().sort_values("pcc_300").round(3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sections", nargs="+", help="each of them is held out in turn")
-    parser.add_argument("--protocol", help="in place of --sections: folds of a published protocol")
+    parser.add_argument("--sections", nargs="+", help="sections to use, each of which is held out in turn")
+    parser.add_argument("--protocol", help="folds of a published protocol, instead of --sections")
     parser.add_argument("--test", nargs="+", help="sections to hold out; by default each in turn")
     parser.add_argument("--encoder", default="efficientnet-lite0")
     parser.add_argument("--patch-px", type=float, default=224)
@@ -173,6 +169,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/expression.csv"))
     options = parser.parse_args()
 
+    st.settings.progress = False
     folds = make_folds(options)
     names = {name for fold in folds.values() for part in fold for name in part}
     adata = read_sections(options, sorted(names))

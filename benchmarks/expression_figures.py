@@ -1,11 +1,11 @@
-"""Figures of expression predicted from H&E: train on some HER2ST sections, predict one that was held out.
+"""Figures of expression predicted from H&E: train on some HER2ST sections, predict one that is held out.
 
     python benchmarks/expression_figures.py --data ../shared/data/her2st --train C2 C4 C5 --test C3
 
 writes ``marker_panel.png`` (measured and predicted markers by biological axis), ``gene_scores.png``, ``clusters.png``
-(clusters of the predicted expression beside those of the study) and ``whole_slide.png`` (the image of the test section
-alone: spots laid over the tissue by ``pp.tile_image`` at the pitch of the array, no measurement used), and prints the
-scores of the test section.
+(clusters of the predicted expression beside those of the study) and ``whole_slide.png`` (prediction from the image of
+the test section alone, for spots that ``pp.tile_image`` places on the tissue at the pitch of the array), and prints
+the scores of the test section.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+    from strecur.models import ExpressionModel
+
 mpl.use("Agg")
 
 MARKERS = {
@@ -40,7 +42,7 @@ MARKERS = {
 
 
 def attach_image(adata: AnnData, section: str, image: Path) -> None:
-    """Keep a thumbnail of the image, so that maps are drawn beside the tissue."""
+    """Store a thumbnail of the image, so that maps are drawn beside the tissue."""
     scale = 0.1
     pixels = rescale(imread(image), scale, channel_axis=-1, anti_aliasing=True)
     adata.uns["spatial"] = {
@@ -51,20 +53,16 @@ def attach_image(adata: AnnData, section: str, image: Path) -> None:
     }
 
 
-def predict_slide(
-    image: Path, model: st.models.ExpressionModel, pitch_px: float, options: argparse.Namespace
-) -> AnnData:
-    """Lay spots over the tissue of an image, embed their patches and predict them."""
+def predict_slide(image: Path, model: ExpressionModel, pitch_px: float, options: argparse.Namespace) -> AnnData:
+    """Place spots on the tissue of an image, embed their patches and predict their expression."""
     slide = st.pp.tile_image(str(image), pitch_px=pitch_px, layout="square")
-    st.pp.embed_patches(
-        slide, str(image), encoder=options.encoder, patch_px=options.patch_px, views=8, library_key="section"
-    )
-    st.tl.predict_expression(slide, model, library_key="section", progress=False)
+    st.pp.embed_patches(slide, str(image), encoder=options.encoder, views=8, patches={"px": options.patch_px})
+    st.tl.predict_expression(slide, model)
     return slide
 
 
 def cluster(adata: AnnData, n_clusters: int, seed: int) -> None:
-    """Cluster the spots by their predicted expression, as many as the study has."""
+    """Cluster the spots by their predicted expression, into as many clusters as the study has."""
     expression = st.get.expression(adata)
     sc.pp.scale(expression)
     sc.pp.pca(expression, n_comps=20, random_state=seed)
@@ -85,6 +83,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("benchmarks/results/embedded"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/expression_figures"))
     options = parser.parse_args()
+    st.settings.progress = False
     options.sections = [*options.train, options.test]
     options.out.mkdir(parents=True, exist_ok=True)
 
@@ -93,10 +92,8 @@ def main() -> None:
     test = adata[adata.obs["section"] == options.test].copy()
     markers = [gene for group in MARKERS.values() for gene in group]
     panel = choose_panel(train, 300)
-    model = st.tl.train_expression(
-        train, library_key="section", genes=panel, extra_genes=markers, rng=options.seed, progress=False
-    )
-    st.tl.predict_expression(test, model, library_key="section", progress=False)
+    model = st.tl.train_expression(train, genes=panel, extra_genes=markers, rng=options.seed)
+    st.tl.predict_expression(test, model)
     scores = st.metrics.expression_scores(model.measure(test), test.obsm["trm_expression"])
     print({name: round(scores[name], 3) for name in ("pcc_10", "pcc_50", "pcc_300", "mse", "rvd")})
 
@@ -115,7 +112,7 @@ def main() -> None:
 
 
 def save(axes: Axes | list[Axes], path: Path) -> None:
-    """Write the figure that some axes belong to."""
+    """Save the figure of some axes."""
     axes = axes if isinstance(axes, list) else [axes]
     axes[0].figure.savefig(path, dpi=110, bbox_inches="tight")
 

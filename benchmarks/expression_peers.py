@@ -1,7 +1,8 @@
-"""Two published ways to predict expression, on features in place of images: a transformer over spots, and retrieval.
+"""Two published methods for expression, on features instead of images: a transformer over spots, and retrieval.
 
-They are of the style of HisToGene and BLEEP, not these programs: the trained image encoder gives way to the features
-that every method of ``benchmarks/expression.py`` gets, and the transformer is narrower. Nothing about them was tuned.
+They are in the style of HisToGene and BLEEP, but not the original programs: instead of training an image encoder, they
+take the features that every method of ``benchmarks/expression.py`` takes, and the transformer is narrower. None of
+their settings was tuned.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from baselines import retrieve
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-from strecur.models.linear import retrieve
+from torch.nn.functional import cross_entropy, mse_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ N_RETRIEVED = 50
 
 
 class SpotTransformer(nn.Module):
-    """All spots of a section attend to each other (HisToGene): features plus embeddings of row and column."""
+    """Attention between all spots of a section (HisToGene): features plus embeddings of row and column."""
 
     def __init__(self, n_features: int, n_genes: int, *, width: int = 256, n_layers: int = 4, side: int = 256) -> None:
         super().__init__()
@@ -56,16 +56,16 @@ class Projection(nn.Module):
 
 
 def contrastive_loss(image_ND: Tensor, spot_ND: Tensor) -> Tensor:
-    """Soft cross-entropy in both directions; spots that look or are alike may stand for each other."""
+    """Soft cross-entropy in both directions; spots with a similar image or similar expression share the target."""
     logits_NN = spot_ND @ image_ND.T
     target_NN = ((image_ND @ image_ND.T + spot_ND @ spot_ND.T) / 2).softmax(dim=-1)
-    return (F.cross_entropy(logits_NN, target_NN) + F.cross_entropy(logits_NN.T, target_NN.T)) / 2
+    return (cross_entropy(logits_NN, target_NN) + cross_entropy(logits_NN.T, target_NN.T)) / 2
 
 
 def predict_by_transformer(
     train: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], query: tuple[np.ndarray, np.ndarray], seed: int
 ) -> np.ndarray:
-    """Train on sections of (features, cells, log counts), a step for each; predict one of (features, cells)."""
+    """Train on sections given as (features, cells, log counts); predict one given as (features, cells)."""
     torch.manual_seed(seed)
     log_NG = np.concatenate([log for *_, log in train])
     mean_G, sd_G = log_NG.mean(axis=0), log_NG.std(axis=0) + 1e-6
@@ -76,7 +76,7 @@ def predict_by_transformer(
         for i in torch.randperm(len(sections)).tolist():
             features, cell, target = sections[i]
             optimizer.zero_grad()
-            F.mse_loss(network(features, cell), target).backward()
+            mse_loss(network(features, cell), target).backward()
             optimizer.step()
     network.eval()
     with torch.inference_mode():
@@ -85,7 +85,7 @@ def predict_by_transformer(
 
 
 def predict_by_contrast(features_NF: np.ndarray, log_NG: np.ndarray, query_MF: np.ndarray, seed: int) -> np.ndarray:
-    """Learn a space shared by features and expression; average the training spots nearest in it."""
+    """Learn a joint space of features and expression; average the training spots that are nearest in it."""
     torch.manual_seed(seed)
     features, log = torch.from_numpy(features_NF), torch.from_numpy(log_NG)
     of_image, of_spot = Projection(features.shape[1]), Projection(log.shape[1])

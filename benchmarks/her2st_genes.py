@@ -1,6 +1,6 @@
-"""Gene lists of HER2ST as the package ships them: 300 genes of high mean and high variance, chosen twice.
+"""Write the gene lists of HER2ST in the package: 300 genes of high mean and high variance, from two sets of sections.
 
-Needs the 36 sections (downloaded by ``datasets.her2st`` if they are in no folder) and takes about two minutes.
+Uses all 36 sections (``datasets.her2st`` downloads them if necessary) and takes about two minutes.
 
     python benchmarks/her2st_genes.py src/strecur/datasets/files/genes
 """

@@ -1,4 +1,4 @@
-"""Models of a benchmark that are trained once and kept, so that one script after the other can look at them."""
+"""Models that are trained once and stored in a folder, for several benchmarks."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ if TYPE_CHECKING:
 
     import anndata as ad
 
+    from strecur.models import DomainModel, ExpressionModel
+
 ARCHITECTURES = {
     "trm": "trm",
-    "trm, eight steps": TRMConfig(n_steps=8),  # in training, as in the paper's studies of halting
+    "trm, eight steps": TRMConfig(n_steps=8),  # in training, as in the halting studies of the spatial TRM
     "feedforward": "feedforward",
-    "trm, random starts": TRMConfig(sigma=(0.1, 0.1), damping=0.05, noise=0.01),  # as paper 003 trains, but for σ
+    "trm, random starts": TRMConfig(sigma=(0.1, 0.1), damping=0.05, noise=0.01),  # Equilibrium Reasoners, but for sigma
 }
 
 
 @dataclass(frozen=True)
-class Training:
-    """What makes a model, beside the data.
+class ModelSpec:
+    """How a model is trained, except for the data.
 
     Attributes
     ----------
@@ -40,11 +42,11 @@ class Training:
     architecture
         Key of ``ARCHITECTURES``.
     halting
-        Recipe, or ``None``.
+        Halting recipe, or ``None``.
     epochs
-        Passes over the sections; ``None``: the default.
+        Passes over the sections. If ``None``, the default.
     seed
-        Of the training.
+        Seed of the training.
     """
 
     task: str
@@ -62,11 +64,11 @@ class Training:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Arguments of every script that uses kept models."""
+    """Add the arguments of every script that uses stored models."""
     parser.add_argument("task", choices=("domains", "expression"))
     parser.add_argument("--data", type=expression.Path, required=True)
-    parser.add_argument("--size-factor-key", help="of domains")
-    parser.add_argument("--sections", nargs="+", help="of expression")
+    parser.add_argument("--size-factor-key", help="column of obs with library sizes, for domains")
+    parser.add_argument("--sections", nargs="+", help="sections to read, for expression")
     parser.add_argument("--encoder", default="efficientnet-lite0")
     parser.add_argument("--patch-px", type=float, default=224)
     parser.add_argument("--genes", type=int, default=300)
@@ -79,49 +81,45 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read(options: argparse.Namespace) -> ad.AnnData:
-    """Sections of the task, on their lattice."""
+    """Read the sections of the task."""
     return domains.read_folder(options.data) if options.task == "domains" else expression.read_sections(options)
 
 
 def of_sections(adata: ad.AnnData, names: Sequence[str]) -> ad.AnnData:
-    """Copy of some sections."""
+    """Copy some sections."""
     return adata[adata.obs["section"].isin(list(names))].copy()
 
 
-def trained(
-    adata: ad.AnnData, training: Training, options: argparse.Namespace
-) -> st.models.DomainModel | st.models.ExpressionModel:
-    """Load the model if it is kept, else train and keep it; no section is used to choose the weights."""
-    folder: Path = options.models / options.data.name / training.name
+def trained(adata: ad.AnnData, spec: ModelSpec, options: argparse.Namespace) -> DomainModel | ExpressionModel:
+    """Load the model if it is stored, else train and store it; no section is used to choose the weights."""
+    folder: Path = options.models / options.data.name / spec.name
     if folder.exists():
         return st.load_model(folder)
-    part = of_sections(adata, training.sections)
-    settings = {
-        "library_key": "section",
-        "architecture": ARCHITECTURES[training.architecture],
-        "halting": training.halting,
-        "max_epochs": training.epochs,
-        "rng": training.seed,
-        "validation": None,
-        "progress": False,
+    part = of_sections(adata, spec.sections)
+    arguments = {
+        "architecture": ARCHITECTURES[spec.architecture],
+        "halting": spec.halting,
+        "training": {"max_epochs": spec.epochs, "validation": None},
+        "rng": spec.seed,
     }
-    if training.task == "domains":
-        model = st.tl.train_domains(part, "domain", size_factor_key=options.size_factor_key, **settings)
+    if spec.task == "domains":
+        features = {"size_factor_key": options.size_factor_key}
+        model = st.tl.train_domains(part, "domain", features=features, **arguments)
     else:
-        model = st.tl.train_expression(part, genes=expression.choose_panel(part, options.genes), **settings)
+        model = st.tl.train_expression(part, genes=expression.choose_panel(part, options.genes), **arguments)
     folder.parent.mkdir(parents=True, exist_ok=True)
     model.save(folder)
-    print(f"trained {training.name} in {model.history['seconds'].iloc[-1]:.0f} s", flush=True)
+    print(f"trained {spec.name} in {model.history['seconds'].iloc[-1]:.0f} s", flush=True)
     return model
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """What was computed before; nothing if there is no table."""
+    """Read the table of earlier runs; empty if there is none."""
     return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
 
 def append(table: pd.DataFrame, rows: Sequence[dict[str, object]], path: Path) -> pd.DataFrame:
-    """Add rows and write the table."""
+    """Append rows and write the table."""
     table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=False)

@@ -1,11 +1,11 @@
-"""Memory that the package tells before a run, against the memory that the run takes.
+"""Memory that the package estimates before a run, compared with the memory that the run takes.
 
     python benchmarks/memory.py                           # every case, single precision
     python benchmarks/memory.py --backbones windowed dense --out benchmarks/results
 
-Every case runs in a process of its own on the processor: a whole training (two epochs) or a prediction of one section,
-with the defaults of the package. ``measured`` is what the process held at most beyond interpreter, libraries and the
-section, whose features the estimate counts once more when they enter the network.
+Every case runs in a process of its own on the CPU: a whole training (two epochs) or a prediction of one section, with
+the defaults of the package. ``measured`` is the peak memory of the process beyond interpreter, libraries and the
+section itself. The estimate includes the copy of the features that enters the network.
 """
 
 from __future__ import annotations
@@ -17,9 +17,22 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from scaling import N_DOMAINS, N_FEATURES, make_network, make_section
+
+from strecur.engine import Augmentation, fit, make_fabric, predict
+from strecur.engine.cost import Workload, memory
+from strecur.models.fitting import TRAINING_DEFAULTS
+from strecur.models.network import resolve_architecture, resolve_backbone
+from strecur.options import Inference, Training
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from strecur.engine import Section
+    from strecur.nn import SpotNetwork
 
 SPOTS = {"windowed": (4_000, 16_000), "dense": (2_000, 4_000), "hierarchical": (4_000, 12_000)}
 SPOTS_PREDICTED = {"windowed": (16_000, 64_000), "dense": (4_000, 8_000), "hierarchical": (16_000, 64_000)}
@@ -28,12 +41,12 @@ TOLERANCE = 0.3
 
 
 def resident() -> int:
-    """Bytes this process holds now."""
+    """Memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 class Watch(threading.Thread):
-    """Looks again and again at how much the process holds; unlike the kernel's own mark, it can begin anew."""
+    """Polls the memory of the process and records its peak; unlike that of the kernel, this one can be reset."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -47,11 +60,6 @@ class Watch(threading.Thread):
 
 def run_case(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> dict[str, float]:
     """Train or predict once, and return estimate and peak in bytes."""
-    from strecur.engine import Augmentation, FitConfig, Inference, fit, predict
-    from strecur.engine.estimate import Task, memory
-    from strecur.engine.fit import make_fabric
-    from strecur.models._network import resolve_architecture, resolve_backbone
-
     fabric, recursion = make_fabric("cpu", 1, "32-true"), resolve_architecture("trm")
     warm_up(fabric)
     section = make_section(n_spots, n_genes)
@@ -59,36 +67,31 @@ def run_case(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> di
     watch.start()
     network = make_network(backbone, n_genes)
     if phase == "training":
-        config = FitConfig(recursion.n_steps, max_epochs=2)
-        fit(network, [section], config, fabric=fabric, augment=Augmentation(), seed=0, progress=False)
+        train(network, section, fabric, max_epochs=2, n_steps=recursion.n_steps)
     else:
-        inference = Inference(2, symmetric=False, keep_steps=False)
-        predict(network, [section], inference, fabric=fabric, progress=False)
+        inference = Inference(depth=2, symmetric=False)
+        predict(network, [section], inference, keep_steps=False, fabric=fabric, progress=False)
     shape = (recursion, resolve_backbone(backbone, "hex"), N_FEATURES, n_genes or N_DOMAINS, "hex")
     return {
-        "estimate": memory(Task(*shape, training=phase == "training", on_cpu=True), n_spots),
+        "estimate": memory(Workload(*shape, training=phase == "training", on_cpu=True), n_spots),
         "measured": watch.peak - watch.before,
     }
 
 
-def warm_up(fabric: object) -> None:
-    """Load what is loaded at the first use."""
-    from strecur.engine import Augmentation, FitConfig, fit
+def train(network: SpotNetwork, section: Section, fabric: Fabric, *, max_epochs: int, n_steps: int) -> None:
+    """Train a network on one section, with the defaults of the package."""
+    training = Training(max_epochs=max_epochs, **TRAINING_DEFAULTS)
+    arguments = {"augment": Augmentation(), "fabric": fabric, "seed": 0, "progress": False}
+    fit(network, [section], training, n_steps=n_steps, **arguments)
 
-    small = FitConfig(1, max_epochs=1)
-    fit(
-        make_network("dense", None),
-        [make_section(50, None)],
-        small,
-        fabric=fabric,
-        augment=Augmentation(),
-        seed=0,
-        progress=False,
-    )
+
+def warm_up(fabric: Fabric) -> None:
+    """Load what is loaded at the first use."""
+    train(make_network("dense", None), make_section(50, None), fabric, max_epochs=1, n_steps=1)
 
 
 def cases(backbones: list[str]) -> list[dict[str, object]]:
-    """Sizes by backbone and phase, and one with many genes."""
+    """Return the sizes to run by backbone and phase, and one case with many genes."""
     found = []
     for phase, sizes in (("training", SPOTS), ("prediction", SPOTS_PREDICTED)):
         found += [{"backbone": b, "n_spots": n, "n_genes": None, "phase": phase} for b in backbones for n in sizes[b]]
@@ -101,7 +104,7 @@ def cases(backbones: list[str]) -> list[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", nargs="+", default=list(SPOTS), choices=list(SPOTS))
-    parser.add_argument("--out", type=Path, help="folder of memory.csv; not given: print only")
+    parser.add_argument("--out", type=Path, help="folder of memory.csv; by default the table is only printed")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:

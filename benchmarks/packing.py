@@ -1,9 +1,9 @@
-"""Packed spots against the masked dense canvas: equal output, and how much faster. Prints ratios within one run.
+"""Packed spots compared with the masked dense canvas: equal output, and the speed-up. Prints ratios within one run.
 
     python benchmarks/packing.py
 
-The canvas is that of the paper for Visium: 78 × 128 cells as tokens, of which every second holds a site. 3,600 of the
-sites are spots here; the other cells are masked as keys.
+The canvas is that of the spatial TRM for Visium: 78 rows and 128 columns of cells as tokens, of which every second is a
+site of the array. Here 3,600 of the sites are spots; the other cells are masked as keys.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
 from strecur.nn import DenseBackbone, DenseConfig, Lattice, WindowedBackbone, WindowedConfig
 from strecur.nn.layers import rms_norm
@@ -35,17 +35,17 @@ def visium_section() -> Lattice:
 
 
 def canvas_forward(body: DenseBackbone, canvas: Tensor, valid: Tensor) -> Tensor:
-    """The layers of the dense backbone over all cells of the canvas, as one sequence with a key mask."""
+    """Run the layers of the dense backbone over all cells of the canvas, as one sequence with a key mask."""
     for layer in body.layers:
         q, k, v = layer.qkv(canvas).unflatten(-1, (3, layer.n_heads, -1)).permute(1, 2, 0, 3).unsqueeze(1)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[None, None, None, :])
+        attended = scaled_dot_product_attention(q, k, v, attn_mask=valid[None, None, None, :])
         canvas = rms_norm(canvas + layer.out(attended.squeeze(0).transpose(0, 1).flatten(1)))
         canvas = rms_norm(canvas + layer.mlp(canvas))
     return canvas
 
 
 def seconds(call: Callable[[], object], repeats: int = 3) -> float:
-    """Best of a few runs after one to warm up."""
+    """Return the time of the fastest of a few runs, after one to warm up."""
     call()
     times = []
     for _ in range(repeats):
@@ -56,7 +56,7 @@ def seconds(call: Callable[[], object], repeats: int = 3) -> float:
 
 
 def import_seconds() -> tuple[float, bool]:
-    """Time of ``import strecur`` in a fresh interpreter, and whether it loads torch."""
+    """Return the time of ``import strecur`` in a new interpreter, and whether it loads torch."""
     code = (
         "import sys, time; start = time.perf_counter(); import strecur;"
         "print(time.perf_counter() - start, 'torch' in sys.modules)"

@@ -2,10 +2,10 @@
 
     python benchmarks/patients.py --data ../shared/data/her2st --seeds 0 1 2
 
-Of A1 there is an overview, 2,000 pixels wide, with the tissue cut out on black; of C2 to C5 the full images. All are
-brought to the resolution of the overview, so that only the patient differs. Methods, features and scores are those of
-``benchmarks/expression.py``. What is in the table already is not computed again. At the end stands how well fifths of
-each section are predicted from the rest of it, which no other patient can be expected to do better.
+For A1 there is an overview, 2,000 pixels wide, with the tissue cut out on black; for C2 to C5 there are full images.
+All are scaled to the resolution of the overview, so that only the patient differs. Methods, features and scores are
+those of ``benchmarks/expression.py``. Rows that are already in the table are not computed again. The last table is an
+upper bound: fifths of each section, predicted from the rest of the same section.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FOLDS = {"A": Fold(["C2", "C3", "C4", "C5"], [], ["A1"]), "C": Fold(["A1"], [], 
 
 
 def pitch(section: ad.AnnData) -> float:
-    """Pixels between neighbours of a column of the array."""
+    """Return the distance in pixels between neighbours in a column of the array."""
     table = section.obs[["array_col", "array_row"]].assign(y=section.obsm["spatial"][:, 1])
     table = table.sort_values(["array_col", "array_row"])
     steps = table.groupby("array_col")[["array_row", "y"]].diff()
@@ -38,7 +38,7 @@ def pitch(section: ad.AnnData) -> float:
 
 
 def read_image(path: Path, scale: float, *, cut_out: bool) -> np.ndarray:
-    """Read an image, smaller by ``scale``; black surroundings of cut-out tissue become white."""
+    """Read an image and scale it; the black background of cut-out tissue becomes white."""
     Image.MAX_IMAGE_PIXELS = None
     image = Image.open(path).convert("RGB")
     if scale != 1:
@@ -50,7 +50,7 @@ def read_image(path: Path, scale: float, *, cut_out: bool) -> np.ndarray:
 
 
 def embed(name: str, options: argparse.Namespace) -> ad.AnnData:
-    """Section with the embeddings of its patches at the common resolution; kept in a folder."""
+    """Read a section with the embeddings of its patches at the common resolution, which are stored in a folder."""
     cached = options.cache / f"{options.data.name}_overview_{name}.h5ad"
     if not cached.exists():
         a1, section = (ad.read_h5ad(options.data / f"{part}.h5ad") for part in ("A1", name))
@@ -58,15 +58,15 @@ def embed(name: str, options: argparse.Namespace) -> ad.AnnData:
         scale = A1_SCALE * mpp * pitch(a1) / PITCH_UM
         ending = "A1_masked_2000px.png" if name == "A1" else f"{name}.jpg"
         image = read_image(options.data / "images" / ending, 1 if name == "A1" else scale, cut_out=name == "A1")
-        settings = {"patch_um": PATCH_UM, "mpp": mpp, "image_scale": scale, "views": 8}
-        st.pp.embed_patches(section, image, encoder=options.encoder, **settings)
+        patches = {"um": PATCH_UM, "image_scale": scale}
+        st.pp.embed_patches(section, image, encoder=options.encoder, mpp=mpp, views=8, patches=patches)
         options.cache.mkdir(parents=True, exist_ok=True)
         section.write_h5ad(cached)
     return ad.read_h5ad(cached)
 
 
 def predict_fifths(section: ad.AnnData, genes: int | str) -> float:
-    """PCC of a section of which random fifths are predicted by ridge regression on the other spots."""
+    """Predict random fifths of a section by ridge regression on its other spots; return the PCC."""
     panel = choose_panel(section, genes)
     log_NG = np.log2(section[:, panel].X.toarray() + 1)
     components_NF = PCA(30, random_state=0).fit_transform(section.obsm["X_patch"])
@@ -81,12 +81,13 @@ def main() -> None:
     parser.add_argument("--encoder", default="efficientnet-lite0")
     parser.add_argument("--genes", default=300)
     parser.add_argument("--methods", nargs="+", default=[name for name in METHODS if name != "universal"])
-    parser.add_argument("--patients", nargs="+", default=list(FOLDS), help="to hold out")
+    parser.add_argument("--patients", nargs="+", default=list(FOLDS), help="patients to hold out")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--cache", type=Path, default=Path("benchmarks/results/embedded"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/patients.csv"))
     options = parser.parse_args()
 
+    st.settings.progress = False
     parts = {name: embed(name, options) for name in ("A1", "C2", "C3", "C4", "C5")}
     adata = ad.concat(parts, label="section", index_unique="-", join="inner", merge="same", uns_merge="first")
     st.pp.to_grid(adata, library_key="section")

@@ -1,10 +1,10 @@
-"""Label sections with methods that a user could take instead, and score them as our own.
+"""Label sections with other published methods, and score them like those of the package.
 
     python benchmarks/peers.py --data ../shared/data/dlpfc --size-factor-key sum_umi --cache ~/.cache/strecur-peers
 
-Each method runs in its own virtual environment, which is made in the cache folder when it is first needed. All but
-scANVI cluster the section itself and are told the number of its domains; scANVI learns from the other sections, and is
-then fitted to the section without its labels. What is in the table already is not computed again.
+Each method runs in its own virtual environment, which is created in the cache folder at its first use. All but scANVI
+cluster the section itself and are given the number of its domains; scANVI is trained on the other sections, and then
+fitted to the section without its labels. Rows that are already in the table are not computed again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SCORES = ["ari", "nmi", "accuracy", "macro_f1"]
 
 
 def python_of(name: str, cache: Path) -> Path:
-    """Return the interpreter of a method, and make its environment if there is none."""
+    """Return the interpreter of a method; create its environment if it does not exist."""
     folder = cache / name
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
@@ -48,7 +48,7 @@ def python_of(name: str, cache: Path) -> Path:
 
 
 def label(
-    name: str, section: Path, others: list[Path], n_domains: int, seed: int, options: argparse.Namespace
+    name: str, section: Path, others: list[Path], n_domains: int, *, seed: int, options: argparse.Namespace
 ) -> pd.Series:
     """Run one method on one section."""
     with tempfile.TemporaryDirectory() as folder:
@@ -65,11 +65,11 @@ def label(
 
 
 def run(name: str, section: Path, others: list[Path], seed: int, options: argparse.Namespace) -> dict[str, object]:
-    """Label and score a section; names of clusters mean nothing, so that only scores of partitions are kept."""
+    """Label and score a section; clusters have no names, so only scores of partitions apply to them."""
     truth = ad.read_h5ad(section, backed="r").obs["domain"]
     python_of(name, options.cache)  # not part of the time
     start, before = time.perf_counter(), os.times()
-    found = label(name, section, others, truth.nunique(), seed, options).reindex(truth.index)
+    found = label(name, section, others, truth.nunique(), seed=seed, options=options).reindex(truth.index)
     seconds, after = time.perf_counter() - start, os.times()
     cpu_seconds = after.children_user + after.children_system - before.children_user - before.children_system
     scores = st.metrics.domain_scores(truth, found)

@@ -1,4 +1,4 @@
-"""Puzzles with one solution each as sections: a cell is a spot, its symbol the features, its answer the target."""
+"""Puzzles with a unique solution as sections: a cell is a spot, its symbol the features, its answer the target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, depth_first_order
 from sklearn.feature_extraction.image import grid_to_graph
-from torch.nn import functional as F
+from torch.nn.functional import one_hot
 
 from strecur.engine import Section
 from strecur.engine.data import symmetries, view
@@ -27,22 +27,22 @@ OPEN, WALL, START, GOAL = range(4)
 def as_section(name: str, symbols: np.ndarray, answers: np.ndarray, n_symbols: int) -> Section:
     """Turn a square of symbols (side, side) and of answers into a section in raster order."""
     row, col = (torch.from_numpy(axis.ravel()) for axis in np.indices(symbols.shape))
-    features = F.one_hot(torch.from_numpy(symbols.ravel()).long(), n_symbols).float()
+    features = one_hot(torch.from_numpy(symbols.ravel()).long(), n_symbols).float()
     target = torch.from_numpy(answers.ravel()).long()
     return Section(name, features, Lattice(row, col, (row.numel(),), "square"), target)
 
 
 def reordered(section: Section, order: torch.Tensor) -> Section:
-    """Move the contents of cell ``order[i]`` to cell ``i``; cells stay in raster order, which a mixer relies on."""
+    """Move the contents of cell ``order[i]`` to cell ``i``; cells stay in raster order, which a mixer needs."""
     return replace(section, features_NF=section.features_NF[order], target_N=section.target_N[order])
 
 
 @dataclass(frozen=True)
 class Mazes:
-    """Perfect mazes: exactly one way leads from the start to the goal, which is the farthest room.
+    """Perfect mazes: exactly one path leads from the start to the goal, which is the farthest room.
 
-    Walls are cells: rooms lie at even rows and columns of a square of odd ``side``, without an outer wall. The answer
-    of a cell is whether it lies on the way.
+    Walls are cells: rooms are at even rows and columns of a square of odd ``side``, without an outer wall. The answer
+    of a cell is whether it is on the path.
     """
 
     side: int = 11
@@ -71,7 +71,7 @@ class Mazes:
 
     @staticmethod
     def random_tree(n_rooms: int, rng: np.random.Generator) -> coo_array:
-        """Rooms joined by a depth-first walk, which makes long corridors; rooms are numbered row by row."""
+        """Join rooms, numbered row by row, by a depth-first walk, which makes long corridors."""
         room = rng.permutation(n_rooms**2)  # the walk prefers neighbours that come early here
         grid = grid_to_graph(n_rooms, n_rooms).tocsr()[room][:, room]
         _, previous = depth_first_order(grid, 0, directed=False)
@@ -79,7 +79,7 @@ class Mazes:
         return coo_array((np.ones(len(reached)), (room[previous[reached]], room[reached])), shape=grid.shape)
 
     def augment(self, section: Section, generator: torch.Generator) -> Section:
-        """Turn or mirror the maze at random."""
+        """Rotate or flip the maze at random."""
         choices = symmetries("square")
         moved = view(section, choices[int(torch.randint(len(choices), (), generator=generator))]).lattice
         return reordered(section, (moved.row_N * self.side + moved.col_N).argsort())
@@ -87,7 +87,7 @@ class Mazes:
 
 @dataclass(frozen=True)
 class Sudokus:
-    """Sudokus with one solution; boxes have ``box`` (rows, columns). Symbol 0 is an empty cell."""
+    """Sudokus with a unique solution and boxes of ``box`` (rows, columns). Symbol 0 is an empty cell."""
 
     box: tuple[int, int] = (2, 3)
     n_clues: int = 12
@@ -105,7 +105,7 @@ class Sudokus:
         return self.side
 
     def draw(self, rng: np.random.Generator, name: str) -> Section:
-        """Fill a square at random, then empty cells in random order as far as one solution remains."""
+        """Fill a square at random, then empty cells in random order as long as the solution is unique."""
         solution = next(self.solutions([0] * self.side**2, rng))
         clues = list(solution)
         for cell in rng.permutation(self.side**2):
@@ -134,7 +134,7 @@ class Sudokus:
         return next(found, None) is not None and next(found, None) is not None
 
     def solutions(self, clues: list[int], rng: np.random.Generator) -> Iterator[list[int]]:
-        """Go through all solutions, at every guess filling the cell with the fewest candidates."""
+        """Iterate over all solutions; every guess fills the cell with the fewest candidates."""
         cells, side = list(clues), self.side
         groups = [(i // side, side + i % side, 2 * side + self.box_of(i)) for i in range(side**2)]
         used = [0] * (3 * side)  # digits of each row, column and box as bits

@@ -1,12 +1,12 @@
-"""The recursion core on the kind of puzzle it was invented for: what weight sharing, depth and breadth are worth.
+"""Recursion on puzzles, for which TRM was introduced: the effect of weight sharing, depth and breadth.
 
-    python benchmarks/puzzles.py                      # generated 6 × 6 Sudokus and mazes, on a CPU
+    python benchmarks/puzzles.py                      # generated 6x6 Sudokus and mazes, on a CPU
     python benchmarks/puzzles.py --preset paper --data ../shared/data/sudoku/sudoku17.csv.gz   # as published, on a GPU
     python benchmarks/puzzles.py --preset paper --dry-run   # only count the parameters
 
-Network, training and prediction are those of the package; a puzzle is a section whose cells are spots. Only answers
-that are right in every cell count. All methods but the plain feedforward network see the same puzzles for the same
-number of layer passes in training. What is in the table already is not computed again.
+Network, training and prediction are those of the package; a puzzle is a section whose cells are spots. A puzzle is
+solved if every cell is right. All methods but the plain feedforward network see the same puzzles for the same number of
+layer passes in training. Rows that are already in the table are not computed again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import torch
 from puzzle_networks import METHODS, PRESETS
 from puzzle_sections import as_section
 
-from strecur.engine import Inference, combine, fit, predict
-from strecur.engine.fit import make_fabric
+from strecur.engine import Answer, fit, make_fabric, predict
+from strecur.nn import TRM
+from strecur.options import Inference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,14 +35,14 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from puzzle_networks import Preset
 
-    from strecur.engine import Prediction, Section
+    from strecur.engine import Section
     from strecur.nn import SpotNetwork
 
 SELECTIONS = ("mean", "vote", "converged")
 
 
 def make_puzzles(preset: Preset, data: Path | None, kept: Path) -> tuple[list[Section], list[Section]]:
-    """Training and test puzzles: drawn from a table, or generated, which takes half a minute and is kept in a file."""
+    """Draw training and test puzzles from a table, or generate them (half a minute) and store them in a file."""
     rng, n, kind = np.random.default_rng(0), preset.n_train + preset.n_test, preset.puzzles
     if data is not None:
         sections = kind.read(data, n, rng)
@@ -58,67 +59,89 @@ def make_puzzles(preset: Preset, data: Path | None, kept: Path) -> tuple[list[Se
     return sections[: preset.n_train], sections[preset.n_train :]
 
 
-def truncated(run: Prediction, depth: int) -> Prediction:
-    """The last answer that a run would have given had it been stopped after ``depth`` outer steps."""
-    return replace(run, output_DN=run.output_DN[depth - 1 : depth], residual_D=run.residual_D[:depth], n_steps=depth)
+def truncated(answer: Answer, depth: int) -> Answer:
+    """Return the last answer of a run of ``depth`` outer steps, from that of a longer run."""
+    return replace(
+        answer,
+        restarts=tuple(
+            replace(run, output_DN=run.output_DN[depth - 1 : depth], residual_D=run.residual_D[:depth], n_steps=depth)
+            for run in answer
+        ),
+    )
 
 
-def right_cells(runs: Sequence[Prediction], section: Section, selection: str) -> np.ndarray:
-    """Whether the last answer of some restarts is right, for every cell."""
-    return combine(runs, selection)[-1].argmax(axis=-1) == section.target_N.numpy()
+def first(answer: Answer, breadth: int) -> Answer:
+    """Return the first restarts of an answer."""
+    return replace(answer, restarts=answer.restarts[:breadth])
 
 
-def score(found: Sequence[Sequence[Prediction]], sections: Sequence[Section], depth: int, selection: str) -> dict:
-    """Share of cells and of whole puzzles that are right."""
+def right_cells(answer: Answer, section: Section, selection: str) -> np.ndarray:
+    """Whether the last answer is right, for every cell."""
+    return answer.combined(selection)[-1].argmax(axis=-1) == section.target_N.numpy()
+
+
+def score(found: Sequence[Answer], sections: Sequence[Section], depth: int, selection: str) -> dict:
+    """Return the share of cells and of whole puzzles that are right."""
     right = [
-        right_cells([truncated(run, depth) for run in runs], section, selection)
-        for runs, section in zip(found, sections, strict=True)
+        right_cells(truncated(answer, depth), section, selection)
+        for answer, section in zip(found, sections, strict=True)
     ]
     return {"cells": np.mean([r.mean() for r in right]), "exact": np.mean([r.all() for r in right])}
 
 
-def path_dependence(found: Sequence[Sequence[Prediction]], sections: Sequence[Section], depth: int) -> dict:
-    """Mean difference between one restart solving a puzzle (0 or 1) and the share of all that do (paper 003)."""
+def path_dependence(found: Sequence[Answer], sections: Sequence[Section], depth: int) -> dict:
+    """Return how far the result depends on the start, as in Equilibrium Reasoners.
+
+    ``delta_pi`` is the mean difference between one restart solving a puzzle (0 or 1) and the share of all that do.
+    """
     share = np.array(
         [
-            np.mean([right_cells([truncated(run, depth)], section, "mean").all() for run in runs])
-            for runs, section in zip(found, sections, strict=True)
+            np.mean([right_cells(replace(short, restarts=(run,)), section, "mean").all() for run in short])
+            for short, section in zip((truncated(answer, depth) for answer in found), sections, strict=True)
         ]
     )
-    # averaged over which restart is the one
+    # averaged over the choice of that one restart
     return {"exact": share.mean(), "delta_pi": (2 * share * (1 - share)).mean(), "solved_once": (share > 0).mean()}
 
 
 def evaluate(
     network: SpotNetwork, sections: Sequence[Section], depths: Sequence[int], breadths: Sequence[int], fabric: Fabric
 ) -> list[dict]:
-    """Score a network by depth; one with random starts also by breadth and selection.
+    """Score a network by depth, and one with two states also by breadth and selection.
 
     Selection ``"-"`` is a run as the network was trained, ``"one"`` the average over single random starts.
     """
-    plain = Inference(max(depths), symmetric=False, slots=256)
+    plain = Inference(depth=max(depths), symmetric=False, slots=256)
     found = predict(network, sections, plain, fabric=fabric, progress=False)
     rows = [{"depth": d, "breadth": 1, "selection": "-"} | score(found, sections, d, "mean") for d in depths]
-    if not hasattr(network.recursion, "random_start"):
+    if not isinstance(network.recursion, TRM):
         return rows
     found = predict(network, sections, replace(plain, breadth=max(breadths)), fabric=fabric, progress=False)
     for depth in depths:
         rows.append({"depth": depth, "breadth": 1, "selection": "one"} | path_dependence(found, sections, depth))
         for breadth, selection in product(breadths, SELECTIONS):
-            some = [runs[:breadth] for runs in found]
+            some = [first(answer, breadth) for answer in found]
             setting = {"depth": depth, "breadth": breadth, "selection": selection}
             rows.append(setting | score(some, sections, depth, selection))
     return rows
 
 
 def run(
-    method: str, preset: Preset, train: Sequence[Section], test: Sequence[Section], seed: int, fabric: Fabric
+    method: str, preset: Preset, train: Sequence[Section], test: Sequence[Section], *, seed: int, fabric: Fabric
 ) -> pd.DataFrame:
     """Train and evaluate one method."""
     network = preset.make_network(method, seed)
-    config, augment = preset.fit_config(method), preset.puzzles.augment
     start = time.process_time()
-    history = fit(network, train, config, fabric=fabric, augment=augment, seed=seed, progress=False)
+    history = fit(
+        network,
+        train,
+        preset.training_of(method),
+        n_steps=preset.steps_of(method),
+        augment=preset.puzzles.augment,
+        fabric=fabric,
+        seed=seed,
+        progress=False,
+    )
     trained = time.process_time()
     rows = pd.DataFrame(evaluate(network, test, preset.depths_of(method), preset.breadths, fabric))
     return rows.assign(
@@ -135,14 +158,14 @@ def is_done(table: pd.DataFrame, wanted: dict) -> bool:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Exact accuracy by method, breadth and selection (rows) and layer passes (columns), averaged over seeds."""
+    """Tabulate exact accuracy by method, breadth and selection (rows) and layer passes (columns)."""
     setting = ["puzzle", "method", "breadth", "selection"]
     found = table.pivot_table(index=setting, columns="layer_passes", values="exact", aggfunc="mean", sort=False)
     return found.sort_index(axis=1).round(3)
 
 
 def draw(table: pd.DataFrame, trained_passes: dict[str, int], path: Path) -> None:
-    """Exact accuracy of single runs against layer passes, and of several restarts of the longest runs."""
+    """Plot exact accuracy of single runs against layer passes, and of several restarts of the longest runs."""
     puzzles = list(table["puzzle"].unique())
     size = (5 * len(puzzles), 8)
     figure, axes = plt.subplots(2, len(puzzles), figsize=size, sharey=True, squeeze=False, layout="constrained")
@@ -173,16 +196,16 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--puzzles", nargs="+", help="by default all of the preset")
-    parser.add_argument("--data", type=Path, help="table of 9 × 9 Sudokus, for the preset 'paper'")
+    parser.add_argument("--data", type=Path, help="table of 9x9 Sudokus, for the preset 'paper'")
     parser.add_argument("--backbone", choices=("dense", "mixer"), help="by default that of the preset")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="by default all of the preset")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--precision", default="32-true")
-    parser.add_argument("--dry-run", action="store_true", help="only build the networks and count their parameters")
+    parser.add_argument("--dry-run", action="store_true", help="build the networks and count their parameters only")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/puzzles.csv"))
     options = parser.parse_args()
     if not options.dry_run and (options.preset == "paper") != (options.data is not None):
-        parser.error("--preset paper needs --data, a table of 9 × 9 Sudokus; the other presets make their own puzzles")
+        parser.error("--preset paper needs --data, a table of 9x9 Sudokus; the other presets generate puzzles")
     return options
 
 
@@ -203,7 +226,9 @@ def main() -> None:
             print(*wanted.values(), f"{n_parameters:,} parameters", sep=", ", flush=True)
             if options.dry_run or is_done(done, wanted):
                 continue
-            rows = run(method, preset, train, test, seed, fabric).assign(**wanted, n_parameters=n_parameters)
+            rows = run(method, preset, train, test, seed=seed, fabric=fabric).assign(
+                **wanted, n_parameters=n_parameters
+            )
             done = pd.concat([done, rows], ignore_index=True)
             options.out.parent.mkdir(parents=True, exist_ok=True)
             done.to_csv(options.out, index=False)
@@ -211,7 +236,7 @@ def main() -> None:
     if not options.dry_run:
         own = done[(done["preset"] == options.preset) & done["puzzle"].isin(presets)]
         print(summarise(own).to_string())
-        trained = {puzzle: preset.n_layer_passes("trm") * preset.fit.n_steps for puzzle, preset in presets.items()}
+        trained = {puzzle: preset.n_layer_passes("trm") * preset.n_steps for puzzle, preset in presets.items()}
         draw(own, trained, options.out.with_suffix(".png"))
 
 

@@ -1,6 +1,6 @@
-"""The figure of the README: what is annotated, what is new, and how its domains come about step by step.
+"""The figure of the README: two annotated sections, and the domains of a new one step by step.
 
-Takes about a minute and needs no data.
+Takes about a minute and uses synthetic data.
 
     python benchmarks/readme_figure.py docs/_static/overview.png
 """
@@ -19,16 +19,16 @@ import strecur as st
 
 KEY, SECTION = "trm_domains", "S3"
 STEPS = (1, 2, 6)
-QUIET = {"accelerator": "cpu", "precision": "32-true", "progress": False}
 
 
 def main(path: str) -> None:
+    st.settings.accelerator, st.settings.precision, st.settings.progress = "cpu", "32-true", False
     adata = st.datasets.synthetic_sections(n_sections=3, n_rows=26, n_cols=28)
     st.pp.to_grid(adata, library_key="section")
     annotated, new = (adata[mask].copy() for mask in (adata.obs["section"] != SECTION, adata.obs["section"] == SECTION))
-    options = {"smoothing": 1, "max_epochs": 25, **QUIET}  # the steps of the network itself
-    model = st.tl.train_domains(annotated, "domain", library_key="section", **options)
-    st.tl.trm_domains(new, model, library_key="section", depth=STEPS[-1], **QUIET)
+    training = {"max_epochs": 25, "smoothing": 1}  # shows the output of the network itself
+    model = st.tl.train_domains(annotated, "domain", training=training)
+    st.tl.trm_domains(new, model, inference={"depth": STEPS[-1]})
     scores = st.metrics.domain_scores(new.obs["domain"], new.obs[KEY])
     print(f"{SECTION}: adjusted Rand index {scores['ari']:.2f}, accuracy {scores['accuracy']:.2f}")
 
@@ -40,7 +40,7 @@ def main(path: str) -> None:
         draw(new, "step", ax, f"{SECTION}, new: step {step}")
     for ax, name in zip(axes[:2], ("S1", "S2"), strict=True):
         draw(annotated[annotated.obs["section"] == name].copy(), "domain", ax, f"{name}, annotated by you")
-    st.pl.confidence(new, KEY, library_key="section", img=False, ax=axes[5], show=False)
+    st.pl.confidence(new, KEY, img=False, ax=axes[5], show=False)
     axes[5].set_title(f"{SECTION}: confidence", fontsize=11)
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
@@ -48,7 +48,7 @@ def main(path: str) -> None:
 def draw(adata, key: str, ax, title: str) -> None:
     """Draw one map without legend."""
     adata.uns.pop(f"{key}_colors", None)
-    st.pl.domains(adata, key, library_key="section", img=False, ax=ax, show=False)
+    st.pl.domains(adata, key, img=False, ax=ax, show=False)
     ax.set_title(title, fontsize=11)
     ax.set_xlabel("")
     if ax.get_legend() is not None:

@@ -1,12 +1,12 @@
-"""Time and memory of every backbone against the size of a section, and of the expression head against genes.
+"""Time and memory of every backbone by the size of a section, and of the expression head by the number of genes.
 
     python benchmarks/scaling.py --out benchmarks/results          # table scaling.csv and figure scaling.png
     python benchmarks/scaling.py --max-spots 16000                 # small sections only
     python benchmarks/scaling.py --half-a-million                  # 500,000 cells from coordinates to domains
 
-Every case runs in a process of its own, so that its peak memory is its own. Seconds are those of the processor, which
-on one thread are those of an idle machine: set OMP_NUM_THREADS=1. ``canvas`` is the padded way of the spatial TRM: all
-cells of the bounding box are tokens, those without a spot masked as keys.
+Every case runs in a process of its own, in which its peak memory is measured. Seconds are processor time; set
+OMP_NUM_THREADS=1, so that they equal the time on an idle machine. ``canvas`` is the padded lattice of the spatial TRM:
+all cells of the bounding box are tokens, and those without a spot are masked as keys.
 """
 
 from __future__ import annotations
@@ -20,30 +20,51 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import anndata as ad
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import torch
+from packing import canvas_forward
+from torch.utils.flop_counter import FlopCounterMode
+
+import strecur as st
+from strecur.engine import Augmentation, Section, collate, make_fabric, predict
+from strecur.engine.cost import Workload, memory
+from strecur.engine.devices import fast_bf16
+from strecur.engine.training import Stepper, Visit, make_optimizer
+from strecur.models.fitting import TRAINING_DEFAULTS
+from strecur.models.network import build_network, resolve_architecture, resolve_backbone
+from strecur.nn import DenseBackbone, DomainHead, ExpressionHead, Lattice, SpotNetwork
+from strecur.options import Inference, Training
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SPOTS = (1_000, 4_000, 16_000, 64_000, 250_000, 500_000)
 GENES = (100, 300, 1_000, 3_000, 10_000, 20_000)
 BACKBONES = ("canvas", "dense", "windowed", "hierarchical")
 QUADRATIC = ("canvas", "dense")
 PHASES = ("inference", "training step")
-SPARING = "training step, calls repeated"  # as the package does where the memory is short
+SPARING = "training step, calls repeated"  # gradient checkpointing, which the package uses where memory is short
 N_FEATURES, N_DOMAINS, GENE_SPOTS = 50, 7, 4_000
-N_TRAINING_CELLS = 2_500  # as wide as seven bands, so that every domain is there
-PART = 1_000
+N_TRAINING_CELLS = 2_500  # as wide as seven bands, so that it has every domain
+CROP = 1_000
 
 
 def peak_gb() -> float:
-    """Largest memory this process has held."""
+    """Peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def gemm_rate(dtype: object) -> float:
+def gemm_rate(dtype: torch.dtype) -> float:
     """Floating-point operations per second of a large matrix product."""
-    import torch
-
     a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
     times = []
     for _ in range(5):
@@ -53,11 +74,8 @@ def gemm_rate(dtype: object) -> float:
     return 2 * 2048**3 / min(times)
 
 
-def make_network(backbone: str, n_genes: int | None) -> object:
-    """Default network of the package; for ``canvas`` the dense one, on the canvas."""
-    from strecur.models._network import build_network, resolve_architecture, resolve_backbone
-    from strecur.nn import DomainHead, ExpressionHead
-
+def make_network(backbone: str, n_genes: int | None) -> SpotNetwork:
+    """Build the default network of the package; for ``canvas`` the dense one, on the canvas."""
     head, n_outputs = (DomainHead, N_DOMAINS) if n_genes is None else (ExpressionHead, n_genes)
     name = "dense" if backbone == "canvas" else backbone
     config = resolve_backbone(name, "hex")
@@ -67,12 +85,10 @@ def make_network(backbone: str, n_genes: int | None) -> object:
     return network
 
 
-def on_canvas(body: object) -> object:
-    """Let the dense backbone run over all cells of the canvas of one section."""
-    import torch
-    from packing import canvas_forward
+def on_canvas(body: DenseBackbone) -> Callable[[torch.Tensor, Lattice], torch.Tensor]:
+    """Return a forward pass of the dense backbone over all cells of the canvas of one section."""
 
-    def forward(h_TD: torch.Tensor, lattice: object) -> torch.Tensor:
+    def forward(h_TD: torch.Tensor, lattice: Lattice) -> torch.Tensor:
         n_cols = int(lattice.col_N.max()) + 1
         cell = 1 + lattice.row_N * n_cols + lattice.col_N
         canvas = h_TD.new_zeros(1 + (int(lattice.row_N.max()) + 1) * n_cols, h_TD.shape[1])
@@ -84,13 +100,8 @@ def on_canvas(body: object) -> object:
     return forward
 
 
-def make_section(n_spots: int, n_genes: int | None) -> object:
-    """Full hexagonal lattice of about as many rows as columns."""
-    import torch
-
-    from strecur.engine import Section
-    from strecur.nn import Lattice
-
+def make_section(n_spots: int, n_genes: int | None) -> Section:
+    """Make a section on a full hexagonal lattice with about as many rows as columns."""
     generator = torch.Generator().manual_seed(0)
     site = torch.arange(n_spots)
     n_cols = math.isqrt(n_spots)
@@ -103,13 +114,7 @@ def make_section(n_spots: int, n_genes: int | None) -> object:
 
 
 def run_case(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> dict[str, float]:
-    """One training step (an outer step with gradient and update), or one prediction of all outer steps."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from strecur.engine import FitConfig, Inference, collate, predict
-    from strecur.engine.fit import Stepper, Visit, descend, make_fabric, make_optimizer
-
+    """Time one training step (an outer step with gradient and update), or one prediction of all outer steps."""
     torch.manual_seed(0)
     fabric = make_fabric("cpu", 1, None)
     dtype = torch.bfloat16 if "bf16" in str(fabric._precision.precision) else torch.float32
@@ -117,27 +122,29 @@ def run_case(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> di
     network, section = make_network(backbone, n_genes), make_section(n_spots, n_genes)
     network.recursion.recompute = phase == SPARING
     if phase != "inference":
-        config = FitConfig(n_steps=2)
+        training = Training(**TRAINING_DEFAULTS)
         batch, generator = collate([section]), torch.Generator().manual_seed(0)
-        stepper, optimizer = fabric.setup(Stepper(network), make_optimizer(network, config))
+        stepper, optimizer = fabric.setup(Stepper(network), make_optimizer(network, training))
 
         def call() -> None:
-            loss = stepper(Visit(network, batch, 2, generator))
-            descend(stepper, optimizer, loss, 1e-3, config, fabric)
+            fabric.backward(stepper(Visit(network, batch, 2, generator)))
+            fabric.clip_gradients(stepper, optimizer, max_norm=training.clip)
+            optimizer.step()
+            optimizer.zero_grad()
 
     else:
-        inference = Inference(2, symmetric=False, keep_steps=False)
+        inference = Inference(depth=2, symmetric=False)
 
         def call() -> None:
-            predict(network, [section], inference, fabric=fabric, progress=False)
+            predict(network, [section], inference, keep_steps=False, fabric=fabric, progress=False)
 
     times = []
-    while len(times) < 6 and sum(times) < 10:  # one long call is enough: neither a first call nor noise matters then
+    while len(times) < 6 and sum(times) < 10:  # of a long call one is enough
         start = time.process_time()
         call()
         times.append(time.process_time() - start)
     peak = peak_gb() - before  # beyond interpreter and libraries
-    with FlopCounterMode(display=False) as counter:  # which holds on to what would be free
+    with FlopCounterMode(display=False) as counter:  # which keeps memory allocated
         call()
     return {
         "seconds": min(times),
@@ -149,15 +156,9 @@ def run_case(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> di
 
 
 def expected_gb(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> float:
-    """What the package itself says before a run."""
-    import torch
-
-    from strecur.engine.estimate import Task, memory
-    from strecur.engine.fit import fast_bf16
-    from strecur.models._network import resolve_architecture, resolve_backbone
-
+    """Return the estimate of the package before a run."""
     config = resolve_backbone("dense" if backbone == "canvas" else backbone, "hex")
-    task = Task(
+    load = Workload(
         resolve_architecture("trm"),
         config,
         N_FEATURES,
@@ -167,7 +168,7 @@ def expected_gb(backbone: str, n_spots: int, n_genes: int | None, phase: str) ->
         mixed=fast_bf16(torch.device("cpu")),
         recompute=phase == SPARING,
     )
-    return memory(task, 2 * n_spots if backbone == "canvas" else n_spots) / 1e9
+    return memory(load, 2 * n_spots if backbone == "canvas" else n_spots) / 1e9
 
 
 def in_own_process(arguments: list[str]) -> str:
@@ -179,7 +180,7 @@ def in_own_process(arguments: list[str]) -> str:
 
 
 def sweep(max_spots: int, max_gb: float, max_seconds: float, path: Path) -> pd.DataFrame:
-    """Run every case that fits; a method stops at the size at which it would not."""
+    """Run every case within the limits, by increasing size; a method stops at the first that exceeds them."""
     rows = []
     plan = [(b, p, [(n, None) for n in SPOTS if n <= max_spots]) for b in BACKBONES for p in PHASES]
     plan += [(b, SPARING, [(n, None) for n in SPOTS if n <= max_spots]) for b in BACKBONES if b not in QUADRATIC]
@@ -204,18 +205,13 @@ def sweep(max_spots: int, max_gb: float, max_seconds: float, path: Path) -> pd.D
 
 
 def slope(x: pd.Series, y: pd.Series) -> float:
-    """Exponent of a power law fitted to all sizes from 4,000 on, where overheads no longer count."""
+    """Fit a power law to all sizes from 4,000 on, where overheads are negligible, and return its exponent."""
     large = x >= min(4_000, x.max() / 2)
     return float(np.polyfit(np.log(x[large]), np.log(y[large]), 1)[0]) if large.sum() > 1 else np.nan
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Seconds and memory against spots, and against genes."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    """Plot seconds and memory against spots, and against genes."""
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.8), layout="constrained")
     by_spots = table[table["n_genes"].isna()]
     panels = [("inference", "seconds"), ("training step", "seconds"), ("inference", "peak_gb")]
@@ -243,13 +239,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 def half_a_million(backbone: str, n_cells: int, *, all_views: bool) -> None:
-    """From coordinates to domains of one large section; prints time and peak memory after every step."""
-    import anndata as ad
-
-    import strecur as st
-    from strecur.engine import Augmentation
-
+    """Predict domains of one large section from coordinates on; print time and peak memory after every step."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    st.settings.progress = False
     rng = np.random.default_rng(0)
     start = time.process_time()
 
@@ -258,7 +250,7 @@ def half_a_million(backbone: str, n_cells: int, *, all_views: bool) -> None:
         print(f"{backbone}: {step} after {seconds:.0f} s of one thread, peak {peak_gb():.2f} GB", flush=True)
 
     def cells(n: int) -> ad.AnnData:
-        """Cells at random places, not closer than they can be, with bands of domains in their features."""
+        """Place cells at random with a minimal distance; their features contain bands of domains."""
         side = math.isqrt(n)
         site = np.stack(np.divmod(np.arange(side**2), side), axis=1)
         position = (site + rng.uniform(-0.35, 0.35, site.shape)) * 10.0
@@ -273,30 +265,34 @@ def half_a_million(backbone: str, n_cells: int, *, all_views: bool) -> None:
     for adata in (small, large):
         st.pp.to_grid(adata)
     report("pp.to_grid")
-    parts = Augmentation(noise=0, drop=0, hide=0, max_spots=PART)
-    options = {"use_rep": "X_pca", "backbone": backbone, "augmentation": parts, "max_epochs": 40, "progress": False}
-    model = st.tl.train_domains(small, "domain", **options)
+    crops = Augmentation(noise=0, drop=0, hide=0, max_spots=CROP)
+    training = {"augmentation": crops, "max_epochs": 40}
+    model = st.tl.train_domains(small, "domain", use_rep="X_pca", backbone=backbone, training=training)
     report(f"tl.train_domains on {small.n_obs:,} cells")
-    st.tl.trm_domains(large, model, symmetric=False, progress=False)
+    st.tl.trm_domains(large, model, inference={"symmetric": False})
     report("tl.trm_domains, one view")
     for key, name in (("trm_domains", "network"), ("trm_domains_linear", "linear model")):
         agrees = (large.obs[key].astype(str) == large.obs["domain"]).mean()
         print(f"{backbone}: {agrees:.1%} of the cells get the domain they were made of by the {name}")
     if all_views:
-        st.tl.trm_domains(large, model, progress=False)
+        st.tl.trm_domains(large, model)
         report("tl.trm_domains, all views")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of table and figure")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results"), help="folder of the table and the figure"
+    )
     parser.add_argument("--max-spots", type=int, default=SPOTS[-1], help="largest section")
-    parser.add_argument("--max-gb", type=float, default=8.0, help="a case that needs more is left out")
-    parser.add_argument("--max-seconds", type=float, default=300.0, help="a case that takes longer is left out")
+    parser.add_argument("--max-gb", type=float, default=8.0, help="leave out cases that need more")
+    parser.add_argument("--max-seconds", type=float, default=300.0, help="leave out cases that take longer")
     parser.add_argument("--half-a-million", action="store_true", help="label one section of --max-spots cells")
     parser.add_argument("--backbones", nargs="+", default=["windowed", "hierarchical"], help="of --half-a-million")
-    parser.add_argument("--all-views", action="store_true", help="--half-a-million also with all views of the lattice")
-    parser.add_argument("--draw", action="store_true", help="draw the table that is there, and run nothing")
+    parser.add_argument(
+        "--all-views", action="store_true", help="also run --half-a-million with all views of the lattice"
+    )
+    parser.add_argument("--draw", action="store_true", help="draw the existing table only")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:

@@ -1,10 +1,10 @@
-"""A trained model with more and fewer updates of its states, on a section it has not seen.
+"""A trained model with more and fewer updates of its states, on a section held out.
 
     python benchmarks/sweep.py expression --data ../shared/data/her2st --sections C2 C3 C4 C5 --test C3
     python benchmarks/sweep.py domains --data ../shared/data/dlpfc --size-factor-key sum_umi --test 151673 --epochs 15
 
-The weights stay as they are. A table and a figure of ``tl.recursion_sweep`` for every held-out section; the models are
-those of ``benchmarks/halting.py``.
+The weights do not change. Writes a table and a figure of ``tl.recursion_sweep`` for every held-out section; the models
+are those of ``benchmarks/halting.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
-from kept_models import Training, add_options, of_sections, read, trained
+from kept_models import ModelSpec, add_options, of_sections, read, trained
 
 import strecur as st
 
@@ -36,24 +36,23 @@ def main() -> None:
     options = parser.parse_args()
 
     out = options.out or Path(f"benchmarks/results/sweep_{options.task}.csv")
+    st.settings.progress = False
     adata = read(options)
     names = list(adata.obs["section"].cat.categories)
     tables = []
     for section in options.test or names:
         others = tuple(options.train or (name for name in names if name != section))
-        training = Training(options.task, others, "trm", options.halting, options.epochs, options.seed)
-        model = trained(adata, training, options)
+        spec = ModelSpec(options.task, others, "trm", options.halting, options.epochs, options.seed)
+        model = trained(adata, spec, options)
         tables.append(
             st.tl.recursion_sweep(
                 of_sections(adata, [section]),
                 model,
                 label_key="domain" if options.task == "domains" else None,
-                library_key="section",
                 depths=options.depths,
                 n_latent=N_LATENT,
                 n_deep=N_DEEP,
                 symmetric=options.all_views,
-                progress=False,
             )
         )
     table = pd.concat(tables, ignore_index=True)

@@ -1,11 +1,11 @@
-"""Transfer without labels: networks that learned cortical layers group the spots of breast tumours.
+"""Transfer without labels: networks trained on cortical layers, whose latents cluster the spots of breast tumours.
 
     python benchmarks/transfer.py --data ../shared/data/dlpfc --target ../shared/data/her2st --train 151674 151675
 
-Networks are trained on annotated sections of the cortex (genes by symbol), run on sections of another tissue, and their
-latents clustered (``tl.cluster_latent``) into as many groups as the section has annotated domains; beside them the same
-clustering of other representations of the same spots. Every score is the mean and spread over the training seeds,
-never the best of them. What is in the table already is not computed again; models are kept in a folder.
+Networks are trained on annotated sections of the cortex (genes by symbol) and run on sections of another tissue. Their
+latents are clustered (``tl.cluster_latent``) into as many groups as the section has annotated domains, beside clusters
+of other representations of the same spots. Scores are mean and standard deviation over the training seeds. Models are
+stored in a folder, and rows that are already in the table are not computed again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import matplotlib.pyplot as plt
@@ -20,24 +21,27 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from expression import is_done
-from kept_models import Training, append, read, read_table, trained
+from kept_models import ModelSpec, append, read, read_table, trained
 
 import strecur as st
-from strecur._anndata import read_grid, read_sections
+from strecur._anndata import read_section_data
+
+if TYPE_CHECKING:
+    from strecur.models import DomainModel
 
 SECTIONS = ("A1", "B1", "C1", "D1", "E1", "F1")
 UNKNOWN = "undetermined"
 
 
 def ids_of_symbols(folder: Path) -> dict[str, str]:
-    """Gene ids that the models know by, for each symbol; of several genes with one symbol the first."""
+    """Return the gene id for each symbol; the first one for several genes with one symbol."""
     var = ad.read_h5ad(next(iter(sorted(folder.glob("*.h5ad")))), backed="r").var
     symbols = var["symbol"].astype(str)
     return dict(zip(symbols[::-1], var.index[::-1], strict=True))
 
 
 def read_target(folder: Path, names: list[str], size_key: str, ids: dict[str, str]) -> dict[str, ad.AnnData]:
-    """Annotated sections with gene ids and library sizes (``obs[size_key]``), each on its lattice."""
+    """Read annotated sections, with gene ids, library sizes (``obs[size_key]``) and lattice."""
     sections = {}
     for name in names:
         section = ad.read_h5ad(folder / f"{name}.h5ad")
@@ -51,7 +55,7 @@ def read_target(folder: Path, names: list[str], size_key: str, ids: dict[str, st
 
 
 def own_components(section: ad.AnnData, n_components: int, seed: int) -> np.ndarray:
-    """Principal components of the section's own variable genes: what one would cluster without any model."""
+    """Compute principal components of the section's own variable genes, the usual input of clustering."""
     table = ad.AnnData(section.X.copy(), obs=section.obs[[]].copy(), var=section.var[[]].copy())
     sc.pp.filter_genes(table, min_cells=5)
     sc.pp.normalize_total(table, target_sum=1e4)
@@ -62,37 +66,34 @@ def own_components(section: ad.AnnData, n_components: int, seed: int) -> np.ndar
 
 
 def score_clusters(section: ad.AnnData, values: np.ndarray, weight: float, seed: int) -> float:
-    """Adjusted Rand index of clusters of a representation, as many as there are annotated domains."""
+    """Cluster a representation into as many groups as there are annotated domains; return the adjusted Rand index."""
     section.obsm["to_cluster"] = np.asarray(values, dtype=np.float32)
     n_domains = section.obs["domain"].nunique()
-    st.tl.cluster_latent(
-        section, n_domains, use_rep="to_cluster", spatial_weight=weight, library_key="section", rng=seed
-    )
+    st.tl.cluster_latent(section, n_domains, use_rep="to_cluster", spatial_weight=weight, rng=seed)
     truth, found = section.obs["domain"].to_numpy(), section.obs["latent_domains"].to_list()
     return st.metrics.domain_scores(truth, found)["ari"]
 
 
-def latents(section: ad.AnnData, model: st.models.DomainModel, depths: list[int]) -> dict[int, np.ndarray]:
-    """Latent of every spot after so many outer steps; genes are matched by name, a missing one counts zero."""
+def latents(section: ad.AnnData, model: DomainModel, depths: list[int]) -> dict[int, np.ndarray]:
+    """Return the latent of every spot by the number of outer steps; missing genes count as zero."""
     found = {}
     for depth in depths:
-        st.tl.trm_domains(section, model, library_key="section", depth=depth, progress=False)
+        st.tl.trm_domains(section, model, inference={"depth": depth})
         found[depth] = section.obsm["trm_domains_latent"]
     return found
 
 
-def baselines(section: ad.AnnData, model: st.models.DomainModel, seed: int) -> dict[str, np.ndarray]:
-    """Components of the section alone, and what goes into the network, without and with neighbourhoods."""
-    sections = read_sections(section, "section")
+def baselines(section: ad.AnnData, model: DomainModel, seed: int) -> dict[str, np.ndarray]:
+    """Return components of the section alone, and the input of the network without and with neighbourhoods."""
     return {
         "PCA of the section": own_components(section, 50, seed),
         "PCA of the cortex": model.features.representation(section),
-        "network input": model.features.transform(section, sections, read_grid(section, sections)),
+        "network input": model.features.inputs(read_section_data(section, None)).columns_NF,
     }
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over sections, then mean and standard deviation over seeds."""
+    """Average over sections; return mean and standard deviation over seeds."""
     by_seed = table.groupby(["weight", "method", "depth", "seed"])["ari"].mean()
     overall = by_seed.groupby(["weight", "method", "depth"]).agg(["mean", "std", "size"])
     by_section = table.pivot_table(index=["weight", "method", "depth"], columns="section", values="ari")
@@ -100,7 +101,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Mean ARI against outer steps, beside what needs no network, for each weight of the coordinates."""
+    """Plot mean ARI against outer steps and of the baselines, for each weight of the coordinates."""
     weights = sorted(table["weight"].unique())
     size = (4 * len(weights), 3.6)
     figure, axes = plt.subplots(1, len(weights), figsize=size, sharey=True, squeeze=False, layout="constrained")
@@ -124,11 +125,13 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="annotated sections to learn from")
+    parser.add_argument("--data", type=Path, required=True, help="annotated sections to train on")
     parser.add_argument("--target", type=Path, required=True, help="annotated sections of the other tissue")
     parser.add_argument("--train", nargs="+", required=True)
     parser.add_argument("--sections", nargs="+", default=SECTIONS)
-    parser.add_argument("--size-factor-key", default="sum_umi", help="of the sections to learn from")
+    parser.add_argument(
+        "--size-factor-key", default="sum_umi", help="column of obs with library sizes, of the sections to train on"
+    )
     parser.add_argument("--architectures", nargs="+", default=["trm", "feedforward"])
     parser.add_argument("--depths", nargs="+", type=int, default=[1, 2, 4, 8, 16])
     parser.add_argument("--weights", nargs="+", type=float, default=[0.0, 0.5, 1.0])
@@ -138,16 +141,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/transfer.csv"))
     options = parser.parse_args()
 
+    st.settings.progress = False
     options.task = "domains"
     source = read(options)
     target = read_target(options.target, options.sections, options.size_factor_key, ids_of_symbols(options.data))
     done = read_table(options.out)
     for seed, architecture in product(options.seeds, options.architectures):
-        training = Training("domains", tuple(options.train), architecture, "loss_proxy", options.epochs, seed)
+        spec = ModelSpec("domains", tuple(options.train), architecture, "loss_proxy", options.epochs, seed)
         setting = {"epochs": options.epochs or "default", "architecture": architecture, "seed": seed}
         if is_done(done, setting):
             continue
-        model = trained(source, training, options)
+        model = trained(source, spec, options)
         depths = options.depths if architecture == "trm" else options.depths[:1]
         rows = []
         for name, section in target.items():

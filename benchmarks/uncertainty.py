@@ -1,12 +1,12 @@
-"""Whether a model knows how far to trust it: calibration, label sets, intervals, and uncertainty against error.
+"""Reliability of a model: calibration, label sets, intervals, and uncertainty against error.
 
     python benchmarks/uncertainty.py domains --data ../shared/data/dlpfc --size-factor-key sum_umi --epochs 15
     python benchmarks/uncertainty.py expression --data ../shared/data/her2st --sections C2 C3 C4 C5
 
-Of the sections in turn one is held out, the next one calibrates, and the others train. Temperature, label sets and
-intervals come from the calibrating section alone; all scores are of the one held out. Restarts begin at random, in a
-network trained from a fixed start and in one trained from random ones. Models are kept in a folder, and what is in the
-table already is not computed again.
+Each section is held out in turn; the next one is for calibration, and the others for training. Temperature, label sets
+and intervals are fitted on the calibration section alone; all scores are of the section held out. Restarts have random
+starts, for a network trained with a fixed start and for one trained with random starts. Models are stored in a folder,
+and rows that are already in the table are not computed again.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from expression import is_done
-from kept_models import Training, add_options, append, of_sections, read, read_table, trained
+from kept_models import ModelSpec, add_options, append, of_sections, read, read_table, trained
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 import strecur as st
-from strecur.engine import Inference, combine
-from strecur.engine.restarts import SELECTIONS, agreement, pairwise_disagreement
-from strecur.tl._apply import hardware, read_input
-from strecur.tl._labels import settling_steps
+from strecur.options import Inference
+from strecur.tl._inputs import read_input
+from strecur.tl._reasoning import settling_steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import anndata as ad
 
-    from strecur.engine import Prediction
+    from strecur.engine import Answer, Prediction
+    from strecur.models import DomainModel, ExpressionModel
 
 ARCHITECTURES = ("trm", "trm, random starts")
 COVERAGE = 0.9
@@ -42,7 +42,7 @@ N_GROUPS = 5
 
 
 def split(names: Sequence[str], test: str, train: Sequence[str] | None = None) -> tuple[tuple[str, ...], str]:
-    """Training sections, and the one that calibrates: the first of the others after ``test``."""
+    """Return the training sections and the calibration section, which is the first of the others after ``test``."""
     start = list(names).index(test) + 1
     others = [name for name in (*names[start:], *names[: start - 1]) if name not in (train or ())]
     calibrating = others[0]
@@ -50,37 +50,33 @@ def split(names: Sequence[str], test: str, train: Sequence[str] | None = None) -
 
 
 def error_by_group(uncertainty: np.ndarray, error: np.ndarray, n_groups: int = N_GROUPS) -> dict[str, float]:
-    """Mean error in groups of equal size from the least to the most uncertain; equals are cut by their order."""
+    """Return the mean error in groups of equal size, from the least to the most uncertain; ties by order."""
     group = (rankdata(uncertainty, method="ordinal") - 1) * n_groups // len(uncertainty)
     return {f"error_{g + 1}": float(error[group == g].mean()) for g in range(n_groups)}
 
 
 def entropy(proba_NC: np.ndarray) -> np.ndarray:
-    """Entropy of the probabilities of every spot, in nats."""
+    """Compute the entropy of the probabilities of every spot, in nats."""
     proba_NC = np.clip(proba_NC, 1e-12, 1)
     return -(proba_NC * np.log(proba_NC)).sum(axis=1)
 
 
-def explore(test: ad.AnnData, model: object, depth: int, breadth: int) -> tuple[Prediction, list[Prediction]]:
-    """One run from the start the network is used with, and restarts from random ones, of one section."""
-    given = read_input(test, model, library_key="section", table_key=None, **hardware(None, None))
-    (part,) = given.parts
-    ((run,),) = model.predict([part], Inference(depth, keep_latents=test.n_obs))
-    (restarts,) = model.predict([part], Inference(depth, breadth))
-    return run, restarts
+def explore(test: ad.AnnData, model: object, depth: int, breadth: int) -> tuple[Prediction, Answer]:
+    """Run a model on one section once with the start of its training, and with restarts from random ones."""
+    given = read_input(test, model, Inference(depth=depth), library_key=None, table_key=None)
+    ((run,),) = model.predict(given.sections, Inference(depth=depth), keep_latents=test.n_obs)
+    (answer,) = model.predict(given.sections, Inference(depth=depth, breadth=breadth))
+    return run, answer
 
 
 def last_changes(run: Prediction) -> np.ndarray:
-    """Root mean square change of every spot's latent in the last outer step."""
+    """Compute the root mean square change of every spot's latent in the last outer step."""
     before, after = run.latents_DNE[-2:]
     return np.sqrt(np.square(after - before).mean(axis=1))
 
 
-def domain_rows(
-    model: st.models.DomainModel, calibrating: ad.AnnData, test: ad.AnnData, breadth: int, depth: int
-) -> list[dict]:
-    """One row on calibration, one on each way to choose among restarts, and one for every measure of uncertainty."""
-    usual = {"library_key": "section", "progress": False}
+def domain_rows(model: DomainModel, calibrating: ad.AnnData, test: ad.AnnData, breadth: int, depth: int) -> list[dict]:
+    """Return one row for calibration, one for each selection of restarts, and one for each measure of uncertainty."""
     truth, labels = test.obs["domain"].to_numpy(), np.array(model.labels, dtype=object)
     known = pd.notna(truth)
 
@@ -88,10 +84,10 @@ def domain_rows(
         return st.metrics.domain_scores(truth, labels[proba_NC.argmax(axis=1)])["ari"]
 
     model.temperature = 1.0
-    st.tl.trm_domains(test, model, **usual)
+    st.tl.trm_domains(test, model)
     raw = test.obsm["trm_domains_proba"]
-    st.tl.calibrate(calibrating, model, "domain", **usual)
-    st.tl.trm_domains(test, model, coverage=COVERAGE, **usual)
+    st.tl.calibrate(calibrating, model, "domain")
+    st.tl.trm_domains(test, model, coverage=COVERAGE)
     proba, sets = test.obsm["trm_domains_proba"], test.obsm["trm_domains_set"]
     chosen = proba.argmax(axis=1)
     column = pd.Index(labels).get_indexer(truth[known])
@@ -108,43 +104,42 @@ def domain_rows(
             "set_size": sets[known].sum(axis=1).mean(),
         }
     ]
-    run, restarts = explore(test, model, depth, breadth)
+    run, answer = explore(test, model, depth, breadth)
     rows.append({"what": "no restarts", "ari": ari(run.output_DN[-1])})
-    one = np.mean([ari(restart.output_DN[-1]) for restart in restarts])
-    rows.append({"what": "one restart", "ari": one, "disagreement": pairwise_disagreement(restarts)})
-    rows += [{"what": f"restarts, {how}", "ari": ari(combine(restarts, how)[-1])} for how in SELECTIONS]
+    one = np.mean([ari(restart.output_DN[-1]) for restart in answer])
+    rows.append({"what": "one restart", "ari": one, "disagreement": answer.disagreement})
+    rows += [{"what": f"restarts, {how}", "ari": ari(answer.combined(how)[-1])} for how in model.selections]
     measures = {
         "1 - confidence": 1 - proba.max(axis=1),
         "entropy": entropy(proba),
-        "restarts that disagree": 1 - agreement(restarts, chosen),
-        "entropy of the restarts' mean": entropy(combine(restarts, "mean")[-1]),
+        "restarts that disagree": 1 - answer.agreement(chosen),
+        "entropy of the restarts' mean": entropy(answer.combined("mean")[-1]),
         "last change of the latent": last_changes(run),
         "settling step": settling_steps(run.output_DN.argmax(axis=2).T).astype(float),
     }
     for name, values in measures.items():
-        values = values[known]
-        rows.append({"what": name, "auroc": roc_auc_score(wrong, values), **error_by_group(values, wrong)})
+        own = values[known]
+        rows.append({"what": name, "auroc": roc_auc_score(wrong, own), **error_by_group(own, wrong)})
     return rows
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean over genes of Spearman's correlation over spots; genes that are constant in either have none."""
+    """Average Spearman's correlation over spots over the genes that are not constant."""
     return float(np.nanmean(st.metrics.pcc_per_gene(rankdata(a, axis=0), rankdata(b, axis=0))))
 
 
 def expression_rows(
-    model: st.models.ExpressionModel, calibrating: ad.AnnData, test: ad.AnnData, breadth: int, depth: int
+    model: ExpressionModel, calibrating: ad.AnnData, test: ad.AnnData, breadth: int, depth: int
 ) -> list[dict]:
-    """One row on intervals, and one for every measure of uncertainty."""
-    usual = {"library_key": "section", "progress": False}
-    truth = np.log2(test[:, model.target.genes].X.toarray() + 1)
-    st.tl.calibrate_expression(calibrating, model, **usual)
-    st.tl.predict_expression(test, model, coverage=COVERAGE, **usual)
+    """Return one row for intervals, one for each selection of restarts, and one for each measure of uncertainty."""
+    truth = np.log2(test[:, model.genes].X.toarray() + 1)
+    st.tl.calibrate_expression(calibrating, model)
+    st.tl.predict_expression(test, model, coverage=COVERAGE)
     predicted, half = test.obsm["trm_expression"], test.obsm["trm_expression_interval"]
     error = np.abs(truth - predicted)
     by_gene = (error <= half).mean(axis=0)
-    _, restarts = explore(test, model, depth, breadth)
-    spread = np.std([restart.output_DN[-1] for restart in restarts], axis=0)
+    _, answer = explore(test, model, depth, breadth)
+    spread = np.std([restart.output_DN[-1] for restart in answer], axis=0)
 
     def pcc(values: np.ndarray) -> float:
         return st.metrics.expression_scores(truth, values)["pcc_300"]
@@ -160,11 +155,11 @@ def expression_rows(
         },
         {
             "what": "one restart",
-            "pcc_300": np.mean([pcc(restart.output_DN[-1]) for restart in restarts]),
+            "pcc_300": np.mean([pcc(restart.output_DN[-1]) for restart in answer]),
             "disagreement": spread.mean(),
         },
     ]
-    rows += [{"what": f"restarts, {how}", "pcc_300": pcc(combine(restarts, how)[-1])} for how in ("mean", "converged")]
+    rows += [{"what": f"restarts, {how}", "pcc_300": pcc(answer.combined(how)[-1])} for how in model.selections]
     for name, values in {"spread of restarts": spread, "half width": half, "predicted level": predicted}.items():
         pooled = np.corrcoef(rankdata(values), rankdata(error))[0, 1]
         groups = error_by_group(values.ravel(), error.ravel())
@@ -180,7 +175,7 @@ ROWS = {"domains": domain_rows, "expression": expression_rows}
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Error from the least to the most uncertain fifth of the spots, for every measure."""
+    """Plot the error from the least to the most uncertain fifth of the spots, for every measure."""
     columns = [f"error_{g + 1}" for g in range(N_GROUPS)]
     own = table.dropna(subset=columns)
     architectures = list(own["architecture"].unique())
@@ -210,6 +205,7 @@ def main() -> None:
     options = parser.parse_args()
 
     out = options.out or Path(f"benchmarks/results/uncertainty_{options.task}.csv")
+    st.settings.progress = False
     adata, done = read(options), read_table(out)
     names = list(adata.obs["section"].cat.categories)
     for section in options.test or names:
@@ -219,10 +215,10 @@ def main() -> None:
             setting |= {"epochs": options.epochs or "default", "seed": options.seed}
             if is_done(done, setting):
                 continue
-            training = Training(
+            spec = ModelSpec(
                 options.task, training_sections, architecture, options.halting, options.epochs, options.seed
             )
-            model = trained(adata, training, options)
+            model = trained(adata, spec, options)
             held_out = [of_sections(adata, [name]) for name in (calibrating, section)]
             rows = ROWS[options.task](model, *held_out, options.breadth, options.depth)
             rows = [setting | {"calibrated_on": calibrating} | row for row in rows]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import urllib.request
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,10 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
+    "sphinxcontrib.bibtex",
 ]
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "unsrt"
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 templates_path = ["_templates"]
 
@@ -45,10 +49,23 @@ html_static_path = ["_static"]
 html_math_renderer = "mathml"
 html_theme_options = {"home_page_in_toc": True, "navbar_persistent": [], "show_navbar_depth": 1}
 
-# The notebooks of the repository are shown with the results they hold.
+# The notebooks of the repository are shown with their stored output.
 HERE = Path(__file__).parent
 for notebook in (HERE.parent / "tutorials").glob("*.ipynb"):
     shutil.copy2(notebook, HERE / "tutorials")
+
+
+def write_errors() -> None:
+    """Generate the page on errors from the invalid inputs that the tests try."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    from bad_inputs import page
+
+    path, text = HERE / "errors.md", page()
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+write_errors()
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -69,7 +86,7 @@ autodoc_type_aliases = {"ArrayLike": "numpy.typing.ArrayLike"}
 
 
 def keep_prose(self: NumpyDocstring, section: str) -> list[str]:
-    """Leave "Returns" as written: ours are sentences and lists of keys, which napoleon takes for types."""
+    """Keep "Returns" as written: sentences and lists of keys, which napoleon would parse as types."""
     lines = self._dedent(self._consume_to_next_section())
     # sphinx-autodoc-typehints marks the section with a colon
     return self._format_block(":returns: ", lines[1:] if lines[:1] == [":"] else lines)
@@ -91,7 +108,7 @@ INVENTORIES = {
 
 
 def answers(url: str) -> bool:
-    """Tell whether other projects can be linked to; without a network the docs are built without those links."""
+    """Return whether an inventory can be reached; without a network the docs are built without links to other projects."""
     try:
         with urllib.request.urlopen(f"{url}objects.inv", timeout=5):
             return True
@@ -103,7 +120,7 @@ with ThreadPoolExecutor() as pool:
     reached = dict(zip(INVENTORIES, pool.map(answers, INVENTORIES.values()), strict=True))
 intersphinx_mapping = {name: (url, None) for name, url in INVENTORIES.items() if reached[name]}
 
-# Type hints name the module that defines a class; inventories know the one that users import it from.
+# Type hints name the module that defines a class; inventories use the one that users import it from.
 PUBLIC_NAMES = {
     "anndata._core.anndata.AnnData": "anndata.AnnData",
     "matplotlib.axes._axes.Axes": "matplotlib.axes.Axes",
@@ -116,9 +133,9 @@ PUBLIC_NAMES = {
 }
 
 nitpicky = True
-# fitted parts of models, which users meet as attributes only
+# fitted parts of models, which are attributes of public classes
 nitpick_ignore = [
-    ("py:class", "strecur.models._features.SpotFeatures"),
+    ("py:class", "strecur.models.features.spots.SpotFeatures"),
     ("py:class", "strecur.models._counts.Draws"),
     ("py:class", "strecur.models._intervals.ExpressionErrors"),
     ("py:class", "strecur.models._targets.ExpressionTarget"),
@@ -137,10 +154,10 @@ if not reached["python"]:
 def link_public_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement
 ) -> nodes.reference | None:
-    """Look a class up under its public name, here or in the inventories."""
+    """Resolve a class by its public name, here or in the inventories."""
     target = node.get("reftarget", "")
     if target.startswith("strecur."):
-        # type hints name the module that defines a class, the pages the package that exports it
+        # type hints name the module that defines a class, the API pages the package that exports it
         module, _, name = target.rpartition(".")
         public = f"{module.rpartition('.')[0]}.{name}"
         place = env, node.get("refdoc", ""), app.builder
@@ -152,7 +169,7 @@ def link_public_name(
 
 
 def write_formula(self: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
-    """Write a formula as MathML, which browsers show without a script from the network."""
+    """Write a formula as MathML, which browsers display without scripts from the network."""
     is_block = isinstance(node, nodes.math_block)
     formula = tex2mathml(node.astext(), as_block=is_block)
     self.body.append(f'<div style="overflow-x: auto; padding: 0.5em 0">{formula}</div>' if is_block else formula)
@@ -160,6 +177,6 @@ def write_formula(self: HTML5Translator, node: nodes.math | nodes.math_block) ->
 
 
 def setup(app: Sphinx) -> None:
-    """Register what is defined here."""
+    """Register the functions above."""
     app.add_html_math_renderer("mathml", (write_formula, None), (write_formula, None))
     app.connect("missing-reference", link_public_name)

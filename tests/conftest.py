@@ -22,6 +22,15 @@ def _distributions_are_read_once():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _on_the_cpu():
+    """Compute on the CPU in full precision, without progress bars."""
+    import strecur as st
+
+    with st.settings.override(accelerator="cpu", precision="32-true", progress=False):
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of the real sections; tests that need it are skipped where it is absent."""

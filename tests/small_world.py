@@ -8,6 +8,7 @@ from copy import deepcopy
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
+import calls
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -62,7 +63,7 @@ def sections() -> AnnData:
 @cache
 def _domain_model() -> st.models.DomainModel:
     adata = sections()
-    return st.tl.train_domains(adata[adata.obs["section"] != "S3"].copy(), "domain", **QUICK)
+    return calls.train_domains(adata[adata.obs["section"] != "S3"].copy(), "domain", **QUICK)
 
 
 def domain_model() -> st.models.DomainModel:
@@ -73,7 +74,7 @@ def domain_model() -> st.models.DomainModel:
 @cache
 def _calibrated() -> st.models.DomainModel:
     model = domain_model()
-    st.tl.calibrate(sections(), model, "domain", **SECTIONS, **CPU)
+    calls.calibrate(sections(), model, "domain", **SECTIONS, **CPU)
     return model
 
 
@@ -83,13 +84,13 @@ def calibrated() -> st.models.DomainModel:
 
 @cache
 def _one_state() -> st.models.DomainModel:
-    return st.tl.train_domains(sections(), "domain", **{**QUICK, "max_epochs": 1}, architecture="universal")
+    return calls.train_domains(sections(), "domain", **{**QUICK, "max_epochs": 1}, architecture="universal")
 
 
 @cache
 def _labelled() -> AnnData:
     adata = sections()
-    st.tl.trm_domains(adata, _calibrated(), **SECTIONS, **CPU, breadth=2, coverage=0.9)
+    calls.trm_domains(adata, _calibrated(), **SECTIONS, **CPU, breadth=2, coverage=0.9)
     return adata
 
 
@@ -139,7 +140,7 @@ def expression_model() -> st.models.ExpressionModel:
 @cache
 def _expression_calibrated() -> st.models.ExpressionModel:
     model = expression_model()
-    st.tl.calibrate_expression(_new(), model, **SECTIONS, **CPU)
+    calls.calibrate_expression(_new(), model, **SECTIONS, **CPU)
     return model
 
 
@@ -151,7 +152,7 @@ def _linear_model() -> st.models.ExpressionModel:
 @cache
 def _count_model() -> st.models.ExpressionModel:
     options = {"architecture": COUNTS, "genes": GENES, "n_components": 6, "neighbours": (9,), "max_epochs": 1}
-    return st.tl.train_expression(_pair(), **SECTIONS, **CPU, **options)
+    return calls.train_expression(_pair(), **SECTIONS, **CPU, **options)
 
 
 @cache

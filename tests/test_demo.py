@@ -1,4 +1,4 @@
-"""The demonstration does what the README says, on made-up sections and on a folder of files."""
+"""The demonstration does what the README says, on synthetic sections and on a folder of files."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def check_results(out, label, printed):
     return labelled
 
 
-def test_made_up_sections(tmp_path, monkeypatch, capsys):
+def test_synthetic_sections(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "SYNTHETIC", SMALL)
     demo.main(["--out", str(tmp_path / "results"), "--epochs", "2"])
     printed = capsys.readouterr().out
     labelled = check_results(tmp_path / "results", "domain", printed)
     assert labelled.obs["section"].unique().tolist() == ["S3"]
-    assert re.search(r"S1, S2 \(\d+ spots\) to learn from, S3 to test on", printed)
+    assert re.search(r"S1, S2 \(\d+ spots\) for training, S3 for testing", printed)
     assert str(tmp_path / "results") in printed
     assert labelled.obs["trm_domains_linear"].eq(labelled.obs["domain"].astype(str)).mean() > 0.5
 
@@ -76,7 +76,8 @@ def test_a_folder_of_files(folder, tmp_path, monkeypatch, capsys):
     seen, original = [], st.tl.train_domains
 
     def spy(adata, *args, **options):
-        seen.append((options["architecture"], options["size_factor_key"], adata.obs["section"].unique().tolist()))
+        key = options["features"]["size_factor_key"]
+        seen.append((options["architecture"], key, adata.obs["section"].unique().tolist()))
         return original(adata, *args, **options)
 
     monkeypatch.setattr(st.tl, "train_domains", spy)
@@ -84,7 +85,7 @@ def test_a_folder_of_files(folder, tmp_path, monkeypatch, capsys):
     demo.main([*map(str, words), "--out", str(tmp_path / "results")])
     printed = capsys.readouterr().out
     labelled = check_results(tmp_path / "results", "layer", printed)
-    assert re.search(r"S1, S3 \(\d+ spots\) to learn from, S2 to test on", printed)
+    assert re.search(r"S1, S3 \(\d+ spots\) for training, S2 for testing", printed)
     assert seen == [(architecture, "total", ["S1", "S3"]) for architecture in ("feedforward", "trm")]
     source = ad.read_h5ad(folder / "S2.h5ad")
     assert labelled.obs_names.tolist() == [f"{name}-S2" for name in source.obs_names]
@@ -121,14 +122,14 @@ def test_a_folder_needs_two_sections(folder, tmp_path, capsys):
         assert f"holds {n} .h5ad files; at least two are needed" in capsys.readouterr().err
 
 
-def test_results_are_not_mixed_up_with_the_data(folder, capsys):
+def test_results_do_not_go_into_the_folder_of_the_data(folder, capsys):
     with pytest.raises(SystemExit):
         demo.main(["--data", str(folder), "--label", "layer", "--test", "S1", "--out", str(folder)])
     assert "choose another folder with --out" in capsys.readouterr().err
     assert len(list(folder.iterdir())) == 3
 
 
-def test_an_unknown_made_up_section_is_explained(tmp_path, monkeypatch, capsys):
+def test_an_unknown_synthetic_section_is_explained(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "SYNTHETIC", SMALL)
     with pytest.raises(SystemExit):
         demo.main(["--test", "S7", "--out", str(tmp_path / "results")])

@@ -55,7 +55,7 @@ def test_it_is_a_copy():
     assert adata.obs["section"].tolist() == list("xxyyy")
 
 
-def test_the_linear_baseline_can_be_had_too():
+def test_the_linear_baseline_is_available():
     adata = predicted()
     np.testing.assert_array_equal(st.get.expression(adata, "k_linear").X, adata.obsm["k_linear"])
 
@@ -70,11 +70,11 @@ def test_scanpy_draws_it():
     assert [ax.get_title() for ax in axes] == ["a/1", "section"]
 
 
-def test_what_is_missing_is_named():
+def test_missing_results_raise():
     adata = predicted()
     with pytest.raises(KeyError, match="predict_expression"):
         st.get.expression(adata, "trm_expression")
-    with pytest.raises(KeyError, match="'var_names' is not in adata.uns"):
+    with pytest.raises(KeyError, match=r"'var_names' is not in adata.uns"):
         st.get.expression(adata, "grid")
 
 

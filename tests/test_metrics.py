@@ -77,7 +77,7 @@ def test_missing_predictions_are_counted_and_nothing_scored_is_nan():
     assert empty["n_spots"] == 0
 
 
-def test_series_in_another_order_are_refused():
+def test_series_in_another_order_raise():
     truth = pd.Series(["a", "b"], index=["s1", "s2"])
     with pytest.raises(ValueError, match="index"):
         metrics.domain_scores(truth, truth[::-1])
@@ -113,7 +113,7 @@ def test_calibration_drops_missing_and_counts_unknown_labels_as_wrong():
     assert np.isnan(metrics.expected_calibration_error([None] * 4, proba, labels))
 
 
-def test_calibration_refuses_logits_and_wrong_shapes():
+def test_calibration_raises_on_logits_and_wrong_shapes():
     with pytest.raises(ValueError, match="probabilities"):
         metrics.expected_calibration_error(["a"], [[3.0, -1.0]], ["a", "b"])
     with pytest.raises(ValueError, match="3 labels"):
@@ -321,7 +321,7 @@ def test_missing_spots_are_left_out_and_counted(expression):
     assert scores == pytest.approx(expected)
 
 
-def test_partly_missing_spots_and_infinite_values_are_refused(expression):
+def test_partly_missing_spots_and_infinite_values_raise(expression):
     truth, predicted = expression
     for bad in (np.nan, np.inf):
         broken = predicted.copy()
@@ -330,7 +330,7 @@ def test_partly_missing_spots_and_infinite_values_are_refused(expression):
             metrics.expression_scores(truth, broken)
 
 
-def test_genes_in_another_order_are_refused(expression):
+def test_genes_in_another_order_raise(expression):
     truth, predicted = (pd.DataFrame(values, columns=list("abcdefghijkl")) for values in expression)
     with pytest.raises(ValueError, match="columns"):
         metrics.pcc_per_gene(truth, predicted[list("lkjihgfedcba")])

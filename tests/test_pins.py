@@ -129,9 +129,11 @@ def expression(adata, new, **options):
 
 
 def model_values(model):
-    values = {"baseline": vars(model.baseline), "history": model.history.drop(columns="seconds", errors="ignore")}
-    values |= {"scores": model.scores, "halting": model.halt_threshold, "sections": list(model.sections)}
-    if model.network is not None:
+    history, none = getattr(model, "history", pd.DataFrame()), pd.DataFrame()
+    values = {"baseline": vars(model.baseline), "history": history.drop(columns="seconds", errors="ignore")}
+    values |= {"scores": getattr(model, "scores", none), "halting": getattr(model, "halt_threshold", None)}
+    values |= {"sections": list(model.sections)}
+    if getattr(model, "network", None) is not None:
         values["network"] = {name: tensor.numpy() for name, tensor in model.network.state_dict().items()}
     for name in ("temperature", "conformal_scores", "smoothing", "reliability", "labels", "genes"):
         values[name] = getattr(model, name, None)

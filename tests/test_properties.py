@@ -14,22 +14,28 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 from sklearn import metrics as skm
+from strecur.tl._sections import join
 
 import strecur
 from strecur._anndata import align_genes, check_key, clean_genes, clean_labels, find_genes, read_sections
-from strecur._symmetry import COMPOSE, INVERSE, KEEP_ROWS
+from strecur._geometry import COMPOSE, INVERSE, KEEP_ROWS
 from strecur.engine import Augmentation, HistAugmentation, Section
 from strecur.engine.data import symmetries, view
 from strecur.engine.tiles import cut_lattice
-from strecur.models._calibration import conformal_scores, fit_temperature, label_sets, negative_log_likelihood, temper
-from strecur.models._intervals import fit_errors
+from strecur.models.calibration import (
+    conformal_scores,
+    fit_errors,
+    fit_temperature,
+    label_sets,
+    negative_log_likelihood,
+    temper,
+)
+from strecur.models.features.neighbourhood import neighbourhood_means
+from strecur.models.gene_order import gene_groups
 from strecur.nn import Lattice
-from strecur.pp._gene_order import gene_groups
-from strecur.pp._lattice import place_cells
-from strecur.pp._neighbourhood import neighbourhood_means
-from strecur.pp._panels import _ranks
-from strecur.tl._labels import settling_steps
-from strecur.tl._sections import join
+from strecur.pp.grid.cells import place_cells
+from strecur.pp.panels import _ranks
+from strecur.tl._reasoning import settling_steps
 
 QUICK = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 few, many = settings(max_examples=12, **QUICK), settings(max_examples=40, **QUICK)

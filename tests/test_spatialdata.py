@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calls
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -45,15 +46,15 @@ def done(_visium):
     sdata = with_spare_table(_visium)
     where = {"table_key": "table"}
     st.pp.to_grid(sdata, library_key="region", **where)
-    domains = st.tl.train_domains(sdata, "domain", **RUN, **SMALL, **where, n_components=6, validation=None)
-    st.tl.trm_domains(sdata, domains, **RUN, **where)
+    domains = calls.train_domains(sdata, "domain", **RUN, **SMALL, **where, n_components=6, validation=None)
+    calls.trm_domains(sdata, domains, **RUN, **where)
     st.tl.cluster_latent(sdata, 3, library_key="region", **where)
     images = {name: f"{name}_full_image" for name in ("S1", "S2")}
     options = {"encoder": MEANS, "patch_px": 80, "library_key": "region", "views": 8, "progress": False}
     st.pp.embed_patches(sdata, images, **options, **where)
     genes = list(sdata["table"].var_names[:5])
-    expression = st.tl.train_expression(sdata, **RUN, **SMALL, **where, genes=genes, n_components=3)
-    st.tl.predict_expression(sdata, expression, **RUN, **where)
+    expression = calls.train_expression(sdata, **RUN, **SMALL, **where, genes=genes, n_components=3)
+    calls.predict_expression(sdata, expression, **RUN, **where)
     return sdata, domains, expression
 
 
@@ -61,7 +62,7 @@ def test_results_are_those_of_the_table_alone(two, done):
     sdata, domains, _ = done
     alone = two["table"].copy()
     st.pp.to_grid(alone, library_key="region")
-    st.tl.trm_domains(alone, domains, **RUN)
+    calls.trm_domains(alone, domains, **RUN)
     np.testing.assert_array_equal(sdata["table"].obsm["trm_domains_proba"], alone.obsm["trm_domains_proba"])
     assert alone.uns["grid"]["layout"] == "hex"
     assert set(sdata["spare"].obsm) == {"spatial"}  # the other table is as it was
@@ -71,12 +72,12 @@ def test_what_only_looks_takes_it_too(done):
     sdata, domains, expression = done
     where = {"table_key": "table"}
     quick = {**RUN, **where}
-    sweep = st.tl.recursion_sweep(sdata, domains, **quick, label_key="domain", depths=(1,), n_latent=(1,), n_deep=(1,))
+    sweep = calls.recursion_sweep(sdata, domains, **quick, label_key="domain", depths=(1,), n_latent=(1,), n_deep=(1,))
     assert set(sweep["section"]) == {"S1", "S2"}
-    assert set(st.tl.landscape(sdata, domains, **quick, depth=2, breadth=2)["section"]) == {"S1", "S2"}
-    st.tl.calibrate(sdata, domains, "domain", **quick)
-    st.tl.calibrate_halting(sdata, domains, **quick, depth=2)
-    st.tl.calibrate_expression(sdata, expression, **quick)
+    assert set(calls.landscape(sdata, domains, **quick, depth=2, breadth=2)["section"]) == {"S1", "S2"}
+    calls.calibrate(sdata, domains, "domain", **quick)
+    calls.calibrate_halting(sdata, domains, **quick, depth=2)
+    calls.calibrate_expression(sdata, expression, **quick)
     options = {"architectures": "feedforward", "seeds": (0,), "groups": ["S2"]}
     training = {**SMALL, "n_components": 6, "validation": None}
     table = st.tl.cross_validate(sdata, "domains", **quick, label_key="domain", **options, training=training)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anndata as ad
+import calls
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 import strecur as st
-from strecur._symmetry import ELEMENTS
+from strecur._geometry import ELEMENTS
 from strecur.nn import WindowedConfig
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def join(*parts: ad.AnnData) -> ad.AnnData:
 
 
 def train(adata: ad.AnnData, **options: object) -> ExpressionModel:
-    return st.tl.train_expression(adata, **{**SMALL, **RUN, "genes": GENES, "max_epochs": 2, **options})
+    return calls.train_expression(adata, **{**SMALL, **RUN, "genes": GENES, "max_epochs": 2, **options})
 
 
 def apply(adata: ad.AnnData, model: ExpressionModel, **options: object) -> ad.AnnData:
-    return st.tl.predict_expression(adata, model, **{**RUN, "copy": True, **options})
+    return calls.predict_expression(adata, model, **{**RUN, "copy": True, **options})

@@ -1,7 +1,7 @@
-"""What all runners share: arguments, the section as everybody gets it, and the answer.
+"""Shared by all runners: arguments, reading the section, and writing the labels.
 
-Runners are started by ``benchmarks/peers.py`` in the virtual environment of their method, so that nothing here may need
-more than scanpy.
+``benchmarks/peers.py`` starts each runner in the virtual environment of its method, so this module may import nothing
+beyond the dependencies of scanpy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pandas as pd
 import scanpy as sc
 from scipy import sparse
 from scipy.spatial import cKDTree
+from sklearn.mixture import GaussianMixture
 
 
 def read_arguments() -> argparse.Namespace:
@@ -24,12 +25,12 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--domains", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size-factor-key")
-    parser.add_argument("--train", type=Path, nargs="*", help="annotated sections, for methods that learn from them")
+    parser.add_argument("--train", type=Path, nargs="*", help="annotated sections, for supervised methods")
     return parser.parse_args()
 
 
 def read_normalised(options: argparse.Namespace, n_genes: int | None = 3000) -> ad.AnnData:
-    """Read the section as log1p of counts per 10,000, with its highly variable genes alone."""
+    """Read the section as log1p of counts per 10,000, restricted to highly variable genes."""
     adata = ad.read_h5ad(options.section)
     key = options.size_factor_key
     sizes = np.asarray(adata.X.sum(axis=1)).ravel() if key is None else adata.obs[key].to_numpy(dtype=float)
@@ -42,7 +43,7 @@ def read_normalised(options: argparse.Namespace, n_genes: int | None = 3000) -> 
 
 
 def lattice_neighbours(adata: ad.AnnData, n_neighbors: int = 6) -> sparse.csr_matrix:
-    """Join every spot of a hexagonal lattice with the spots around it."""
+    """Connect every spot of a hexagonal lattice with its neighbours."""
     xy = np.asarray(adata.obsm["spatial"], dtype=float)
     distance, index = cKDTree(xy).query(xy, k=n_neighbors + 1)
     near = distance[:, 1:] < 1.5 * np.median(distance[:, 1])
@@ -52,9 +53,7 @@ def lattice_neighbours(adata: ad.AnnData, n_neighbors: int = 6) -> sparse.csr_ma
 
 
 def tied_mixture(latent: np.ndarray, n_domains: int, seed: int) -> np.ndarray:
-    """Cluster as mclust does in the published pipelines (its model EEE), without R."""
-    from sklearn.mixture import GaussianMixture
-
+    """Cluster like mclust in the published pipelines (model EEE), without R."""
     return GaussianMixture(n_domains, covariance_type="tied", n_init=5, random_state=seed).fit_predict(latent)
 
 

@@ -1,6 +1,6 @@
 """CellCharter: components of expression averaged over rings of neighbours, clustered by a Gaussian mixture.
 
-Its tutorials take the components from scVI; here they are principal components.
+Its tutorials use components of scVI; here they are principal components.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""GraphST: its embedding, reduced to 20 components and clustered by a tied Gaussian mixture in place of R's mclust."""
+"""GraphST: its embedding, reduced to 20 components and clustered by a tied Gaussian mixture instead of mclust (R)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from GraphST.GraphST import GraphST
 from sklearn.decomposition import PCA
 
 options = read_arguments()
-adata = ad.read_h5ad(options.section)  # GraphST normalises by itself
+adata = ad.read_h5ad(options.section)  # GraphST normalises counts itself
 adata.var_names_make_unique()
 adata = GraphST(adata, device=torch.device("cpu"), random_seed=options.seed).train()
 latent = PCA(n_components=20, random_state=options.seed).fit_transform(adata.obsm["emb"])

@@ -1,4 +1,4 @@
-"""scANVI: learns from annotated sections, spot by spot, and is then fitted to the section without its labels."""
+"""scANVI: trained on annotated sections, spot by spot, and then fitted to the section without its labels."""
 
 from __future__ import annotations
 

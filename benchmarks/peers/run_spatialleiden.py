@@ -1,4 +1,4 @@
-"""SpatialLeiden: Leiden clustering of expression and neighbourhood together, with the resolution that gives so many."""
+"""SpatialLeiden: Leiden clustering of expression and neighbourhood, with the resolution chosen by number of domains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""STAGATE (stagate-modern): its embedding, clustered by a tied Gaussian mixture in place of R's mclust."""
+"""STAGATE (stagate-modern): its embedding, clustered by a tied Gaussian mixture instead of mclust (R)."""
 
 from __future__ import annotations
 

@@ -7,13 +7,27 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from strecur._settings import settings
+from strecur.options import Features, Inference, Training
 
 if TYPE_CHECKING:
-    from strecur import datasets, get, metrics, pl, pp, tl
+    from strecur import datasets, get, metrics, pl, pp, presets, tl
     from strecur.models import load_model
 
 __version__ = version("strecur")
-__all__ = ["datasets", "get", "load_model", "metrics", "pl", "pp", "settings", "tl"]
+__all__ = [
+    "Features",
+    "Inference",
+    "Training",
+    "datasets",
+    "get",
+    "load_model",
+    "metrics",
+    "pl",
+    "pp",
+    "presets",
+    "settings",
+    "tl",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -27,4 +41,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return __all__

@@ -1,4 +1,4 @@
-"""The only reader and writer of AnnData and SpatialData objects."""
+"""Read and write AnnData and SpatialData objects; nothing else in the package does."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def find_coordinates(data: AnnData | SpatialData, table: AnnData, spatial_key: s
 
 
 def check_key(key: str, argument: str = "key_added") -> str:
-    """Refuse a ``key_added`` that SpatialData or h5ad could not store."""
+    """Raise unless SpatialData and h5ad can store a ``key_added``; return it."""
     if not isinstance(key, str) or not LEGAL_KEY.fullmatch(key):
         msg = f"{argument}={key!r} is not a legal key: use letters, digits, '_', '-' and '.', not starting with '__'"
         raise ValueError(msg)
@@ -95,14 +95,14 @@ def check_key(key: str, argument: str = "key_added") -> str:
 
 
 def check_free(adata: AnnData, key: str, *, default: str) -> None:
-    """Refuse a ``key_added`` that names something which is no earlier result; the default always does."""
+    """Raise if a ``key_added`` other than the default names something that is not an earlier result."""
     record = adata.uns.get(key)
     if key == default or (isinstance(record, Mapping) and RECORDED & record.keys()):
         return
     taken = [slot for slot in ("obs", "obsm", "uns") if key in getattr(adata, slot)]
     if taken:
         msg = (
-            f"key_added={key!r} would replace adata.{taken[0]}[{key!r}], which is no result of this package; choose "
+            f"key_added={key!r} would replace adata.{taken[0]}[{key!r}], which is not a result of this package; choose "
             "another key_added, or delete it first"
         )
         raise ValueError(msg)
@@ -111,16 +111,34 @@ def check_free(adata: AnnData, key: str, *, default: str) -> None:
 def require(mapping: Mapping | pd.DataFrame, key: str, *, where: str, hint: str = "") -> None:
     """Raise a KeyError that lists what exists when ``key`` is missing."""
     if not isinstance(key, str):
-        msg = f"{key!r} is no name of an entry of adata.{where}; there are {list(mapping.keys())}"
+        msg = f"{key!r} is not a name in adata.{where}; there are {list(mapping.keys())}"
         raise TypeError(f"{msg}. {hint}" if hint else msg)
     if key not in mapping:
         msg = f"{key!r} is not in adata.{where}; there are {list(mapping.keys())}"
         raise KeyError(f"{msg}. {hint}" if hint else msg)
 
 
+def find_library_key(
+    adata: AnnData, library_key: str | None, *, key: str | None = None, grid_key: str = "grid"
+) -> str | None:
+    """Return the column of sections: as given, else that of the result ``key``, else that of the lattice.
+
+    What was stored counts only if the column is still there.
+    """
+    if library_key is not None:
+        return library_key
+    for name in (key, grid_key):
+        record = adata.uns.get(name) if name is not None else None
+        params = record.get("params") if isinstance(record, Mapping) else None
+        stored = params.get("library_key") if isinstance(params, Mapping) else None
+        if isinstance(stored, str) and stored in adata.obs:
+            return stored
+    return None
+
+
 @dataclass(frozen=True)
 class Sections:
-    """Which section each spot belongs to: ``names[codes[i]]``."""
+    """Section of each spot: ``names[codes[i]]``."""
 
     codes: np.ndarray
     names: list[str]
@@ -169,7 +187,7 @@ def read_grid(adata: AnnData, sections: Sections, *, grid_key: str = "grid") -> 
         msg = f"adata.uns[{grid_key!r}] names none of the layouts {list(LAYOUTS)}. {hint}"
         raise ValueError(msg)
     if grid.shape != (adata.n_obs, 2) or not np.array_equal(grid, np.rint(grid)):
-        msg = f"adata.obsm[{grid_key!r}] is no lattice of whole numbers, spots × 2 (row, column). {hint}"
+        msg = f"adata.obsm[{grid_key!r}] is not a lattice of whole numbers, spots × 2 (row, column). {hint}"
         raise ValueError(msg)
     duplicated = pd.DataFrame({"section": sections.codes, "row": grid[:, 0], "col": grid[:, 1]}).duplicated()
     if duplicated.any():
@@ -181,13 +199,93 @@ def read_grid(adata: AnnData, sections: Sections, *, grid_key: str = "grid") -> 
     return Grid(grid[:, 0].astype(np.int64), grid[:, 1].astype(np.int64), str(record["layout"]))
 
 
+@dataclass(frozen=True)
+class SectionData:
+    """Sections of a table with their lattice: the spots that take part, and where they stand in the whole object.
+
+    Attributes
+    ----------
+    table
+        Spots that take part, with everything there is about them.
+    sections, grid
+        Section and lattice site of each of these spots.
+    spot_N
+        Position of each of these spots in the whole object.
+    n_obs
+        Number of spots of the whole object.
+    """
+
+    table: AnnData
+    sections: Sections
+    grid: Grid
+    spot_N: np.ndarray
+    n_obs: int
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the sections, sorted."""
+        return self.sections.names
+
+    def rows(self, name: str) -> np.ndarray:
+        """Return the positions of one section's spots among those that take part."""
+        return self.sections.rows(name)
+
+    def within(self, names: Sequence[str]) -> np.ndarray:
+        """Return which spots belong to some sections."""
+        return np.isin(self.sections.codes, [self.names.index(name) for name in names])
+
+    def sizes(self, names: Sequence[str] | None = None) -> dict[str, int]:
+        """Return the number of spots of each section, or of the named ones."""
+        return {name: len(self.rows(name)) for name in (self.names if names is None else names)}
+
+    def join(self, parts: Sequence[np.ndarray], *, axis: int = 0) -> np.ndarray:
+        """Put results by section, in the order of the names, back into the order of the spots."""
+        order = np.concatenate([self.rows(name) for name in self.names])
+        return np.take(np.concatenate(parts, axis=axis), np.argsort(order), axis=axis).astype(np.float32)
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Put values of the spots that take part in the order of the whole object; the others get NaN."""
+        whole = np.full((self.n_obs, *values.shape[1:]), np.nan, dtype=np.float32)
+        whole[self.spot_N] = values
+        return whole
+
+    def means(self, values_N: np.ndarray) -> list[float]:
+        """Return the mean over the spots of each section."""
+        return [float(np.mean(values_N[self.rows(name)])) for name in self.names]
+
+
+def read_section_data(
+    table: AnnData, library_key: str | None, *, use_rep: str | None = None, hint: str = ""
+) -> SectionData:
+    """Read the sections of a table with their lattice.
+
+    With ``use_rep``, spots whose representation is NaN in every column, such as those outside the image, do not take
+    part; ``hint`` says how to get that representation.
+    """
+    spot_N, part = np.arange(table.n_obs), table
+    if use_rep is not None:
+        require(table.obsm, use_rep, where="obsm", hint=hint)
+        values = read_array(table, use_rep, dtype=np.float32).reshape(table.n_obs, -1)
+        spot_N = np.flatnonzero(~np.isnan(values).all(axis=1))
+        n_missing = table.n_obs - len(spot_N)
+        if n_missing == table.n_obs:
+            msg = f"adata.obsm[{use_rep!r}] is NaN for all {table.n_obs} spots. {hint}"
+            raise ValueError(msg)
+        if n_missing:
+            logger.warning("%d of %d spots have no embedding and are left out", n_missing, table.n_obs)
+            part = (table.to_memory() if table.isbacked else table)[spot_N]
+    sections = read_sections(part, find_library_key(part, library_key))
+    return SectionData(part, sections, read_grid(part, sections), spot_N, table.n_obs)
+
+
 def clean_labels(values: pd.Series | Sequence[object]) -> pd.Series:
     """Return labels as strings, with missing ones (NaN, "", "nan", "NA") as ``None``.
 
     Whole numbers are written alike whatever their type: a column of integers that lacks some holds floats.
     """
-    if np.ndim(values) != 1:
-        msg = f"labels have shape {np.shape(values)}; pass one label per spot"
+    shape = np.asarray(values, dtype=object).shape
+    if len(shape) != 1:
+        msg = f"labels have shape {shape}; pass one label per spot"
         raise ValueError(msg)
     labels = pd.Series(values).astype(object)
     labels = labels.where(labels.notna(), None)
@@ -223,7 +321,7 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> np.ndarray | sparse
     elif not sparse.issparse(matrix):
         matrix = np.asarray(matrix)
     matrix = sparse.csr_matrix(matrix) if sparse.issparse(matrix) else matrix
-    values = matrix.data if sparse.issparse(matrix) else matrix
+    values = stored_values(matrix)
     if values.dtype.kind not in "biuf":
         msg = f"adata.{'X' if layer is None else f'layers[{layer!r}]'} holds {values.dtype}; numbers are needed"
         raise ValueError(msg)
@@ -233,9 +331,14 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> np.ndarray | sparse
     return matrix
 
 
+def stored_values(matrix: np.ndarray | sparse.csr_matrix) -> np.ndarray:
+    """Return the values that a matrix stores."""
+    return np.asarray(matrix.data if sparse.issparse(matrix) else matrix)
+
+
 def require_counts(matrix: np.ndarray | sparse.csr_matrix) -> None:
     """Raise unless the matrix holds counts: non-negative integers."""
-    values = matrix.data if sparse.issparse(matrix) else matrix
+    values = stored_values(matrix)
     if values.size and values.min() < 0:
         msg = "negative values where counts are needed; pass raw counts (layer=...) or a representation (use_rep=...)"
         raise ValueError(msg)
@@ -278,7 +381,7 @@ def clean_genes(names: Iterable[str]) -> list[str]:
 
 
 def find_genes(adata: AnnData, genes: Sequence[str]) -> tuple[sparse.csr_matrix, list[str]]:
-    """Match genes by name, as :func:`align_genes` does, however few there are."""
+    """Match genes by name like :func:`align_genes`, with any number of matches."""
     text = [c for c in adata.var.columns if pd.api.types.is_string_dtype(adata.var[c].astype(object))]
     candidates = [clean_genes(adata.var_names), *(clean_genes(adata.var[c]) for c in text)]
     wanted = pd.Index(clean_genes(genes))
@@ -329,7 +432,7 @@ def write(
     obsm: Mapping[str, np.ndarray] | None = None,
     uns: Mapping[str, object] | None = None,
 ) -> None:
-    """Add finished results in one go and log a line per key; arguments are complete before anything is written."""
+    """Add results and log a line per key; everything is computed before anything is written."""
     for slot, values in (("obs", obs), ("obsm", obsm), ("uns", uns)):
         for key, value in (values or {}).items():
             getattr(adata, slot)[key] = value

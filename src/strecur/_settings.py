@@ -16,19 +16,22 @@ def _default_dataset_dir() -> Path:
 
 @dataclass
 class Settings:
-    """Package-wide defaults, each of which a function argument overrides."""
+    """Where computations run and what they show; :meth:`override` changes them for a while."""
 
     accelerator: str = "auto"
-    """Device family in Lightning's words, such as ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``."""
+    """Device family in the words of Lightning, such as ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``."""
+
+    devices: int = 1
+    """Number of devices to train on; more than one needs ``torchrun``."""
 
     precision: str | None = None
-    """Lightning precision such as ``"32-true"`` or ``"bf16-mixed"``; ``None``: bf16 where the device has it."""
+    """Lightning precision such as ``"32-true"`` or ``"bf16-mixed"``; ``None``: bf16 where that is faster."""
 
     progress: bool = True
     """Show one progress bar for training and long computations."""
 
     dataset_dir: Path = field(default_factory=_default_dataset_dir)
-    """Where data sets are looked for and downloads are kept; the environment variable ``STRECUR_DATA`` sets it."""
+    """Folder of data sets and downloads; the environment variable ``STRECUR_DATA`` sets it."""
 
     @contextmanager
     def override(self, **values: object) -> Iterator[Settings]:

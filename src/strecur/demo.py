@@ -1,4 +1,4 @@
-"""Train on some sections, label one that was kept out, and draw it: ``python -m strecur.demo``."""
+"""Train on some sections, label a held-out one and plot it: ``python -m strecur.demo``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECTION = "section"
 
 SYNTHETIC = {"n_sections": 4, "n_rows": 26, "n_cols": 28}
 SYNTHETIC_EPOCHS = 60
-"""So few that all ends within two minutes on two cores; on data of your own as many as usual are taken."""
+"""Few epochs, so that the demonstration takes less than two minutes on two cores. Other data use the default."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Parameters
     ----------
     arguments
-        Words of the command line; by default those that Python was started with.
+        Command-line arguments. If ``None`` (default), those of the process.
     """
     parser = make_parser()
     options = parser.parse_args(arguments)
@@ -50,35 +50,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     in_test = adata.obs[SECTION] == options.test
     annotated, held_out = adata[~in_test].copy(), adata[in_test].copy()
     names = annotated.obs[SECTION].unique()
-    print(f"{', '.join(names)} ({annotated.n_obs:,} spots) to learn from, {options.test} to test on", flush=True)
+    print(f"{', '.join(names)} ({annotated.n_obs:,} spots) for training, {options.test} for testing", flush=True)
     table, model = compare(annotated, held_out, options)
     draw(held_out, model, options)
     held_out.write_h5ad(options.out / "labelled.h5ad")
 
-    print(f"\n{options.test}, {held_out.n_obs:,} spots that no model has seen:\n")
+    print(f"\n{options.test}, {held_out.n_obs:,} spots, not used in training:\n")
     print(table.to_string(float_format="{:.3f}".format, formatters={"seconds": "{:.0f}".format}))
-    print("\nOn your own data too, compare with the linear baseline; where it is as good, believe it: it is simpler.")
-    print(f"Figures, and {options.test} with its labels (labelled.h5ad), are in {options.out}")
+    print(
+        "\nCompare with the linear baseline on your own data too, and prefer it where it scores as well: it is simpler."
+    )
+    print(f"Figures and the labelled section {options.test} (labelled.h5ad) are in {options.out}")
 
 
 def make_parser() -> ArgumentParser:
-    """Describe the command line."""
-    parser = ArgumentParser("python -m strecur.demo", description="Learn domains from some sections and label another.")
+    """Create the parser of the command line."""
+    parser = ArgumentParser(
+        "python -m strecur.demo", description="Train on annotated sections and label a held-out one."
+    )
     parser.add_argument("--out", type=Path, default=Path("strecur_demo"), help="folder for the results")
     parser.add_argument(
-        "--data", type=Path, help="folder of .h5ad files, one section each; made-up sections if left out"
+        "--data", type=Path, help="folder of .h5ad files, one section each (default: synthetic sections)"
     )
     parser.add_argument("--label", default="domain", help="column of obs with the annotated domains")
-    parser.add_argument("--test", metavar="SECTION", help="section to keep out: the name of its file without .h5ad")
+    parser.add_argument("--test", metavar="SECTION", help="section to hold out: the name of its file without .h5ad")
     parser.add_argument("--size-factor-key", metavar="COL", help="column of obs with the total counts of every spot")
     parser.add_argument(
-        "--epochs", type=positive, help="passes over the training sections; fewer than usual for made-up ones"
+        "--epochs", type=positive, help="passes over the training sections (default: that of the package)"
     )
     return parser
 
 
 def positive(word: str) -> int:
-    """Read a number of at least one."""
+    """Parse a number of at least one."""
     number = int(word)
     if number < 1:
         msg = f"{number} is too few; at least 1 is needed"
@@ -90,21 +94,19 @@ def make_sections(options: Namespace) -> AnnData:
     """Draw synthetic sections."""
     adata = st.datasets.synthetic_sections(**SYNTHETIC)
     check_test(options.test, adata.obs[SECTION].cat.categories)
-    check_columns(adata, "the made-up sections", options)
+    check_columns(adata, "the synthetic sections", options)
     return adata
 
 
 def read_folder(options: Namespace) -> AnnData:
-    """Join the sections of a folder on the genes that all of them have."""
+    """Read the sections of a folder and keep the genes that all of them have."""
     files = sorted(options.data.glob("*.h5ad"))
     if len(files) < 2:
-        msg = (
-            f"{options.data} holds {len(files)} .h5ad files; at least two are needed, one to learn from and one to test"
-        )
+        msg = f"{options.data} holds {len(files)} .h5ad files; at least two are needed, one for training and one for testing"
         raise ValueError(msg)
     check_test(options.test, [file.stem for file in files])
     if options.out.resolve() == options.data.resolve():
-        msg = f"the results would be mixed up with the sections in {options.data}; choose another folder with --out"
+        msg = f"--out is the folder of the sections, {options.data}; choose another folder with --out"
         raise ValueError(msg)
     sections = {}
     for file in files:
@@ -114,7 +116,7 @@ def read_folder(options: Namespace) -> AnnData:
 
 
 def check_test(name: str | None, existing: Sequence[str]) -> None:
-    """Raise unless the section to test on exists."""
+    """Raise if the test section does not exist."""
     if name not in existing:
         given = f"there is no section {name!r}" if name else "no section was chosen"
         msg = f"{given}; choose one with --test from {', '.join(existing)}"
@@ -122,7 +124,7 @@ def check_test(name: str | None, existing: Sequence[str]) -> None:
 
 
 def check_columns(adata: AnnData, name: str, options: Namespace) -> None:
-    """Raise unless a section has the columns that the options name."""
+    """Raise if a section lacks a column that the options name."""
     for option, column in (("--label", options.label), ("--size-factor-key", options.size_factor_key)):
         if column is not None and column not in adata.obs:
             msg = f"obs of {name} has no column {column!r}; choose one with {option} from {', '.join(adata.obs)}"
@@ -130,7 +132,7 @@ def check_columns(adata: AnnData, name: str, options: Namespace) -> None:
 
 
 def compare(annotated: AnnData, held_out: AnnData, options: Namespace) -> tuple[pd.DataFrame, DomainModel]:
-    """Label the held-out section without recursion and with it; return a table of scores and the recursive model."""
+    """Label the held-out section without and with recursion; return a table of scores and the recursive model."""
     rows, linear_seconds = {}, []
     for name, architecture in (("feedforward", "feedforward"), ("TRM", "trm")):
         print(f"\ntraining {name}", flush=True)
@@ -138,28 +140,27 @@ def compare(annotated: AnnData, held_out: AnnData, options: Namespace) -> tuple[
         model = st.tl.train_domains(
             annotated,
             options.label,
-            library_key=SECTION,
             architecture=architecture,
-            size_factor_key=options.size_factor_key,
-            max_epochs=options.epochs,
+            features={"size_factor_key": options.size_factor_key},
+            training={"max_epochs": options.epochs},
         )
         seconds = time.perf_counter() - begin
-        st.tl.trm_domains(held_out, model, library_key=SECTION, key_added=key)
+        st.tl.trm_domains(held_out, model, key_added=key)
         rows[name] = score(held_out, options.label, key) | {"seconds": seconds}
-        # Every training also fits the baseline; only the time of the network is in the history.
+        # Every training fits the baseline too; the history holds the time of the network alone.
         linear_seconds.append(seconds - model.history["seconds"].iloc[-1])
     linear = score(held_out, options.label, f"{key}_linear") | {"seconds": min(linear_seconds)}
     return pd.DataFrame.from_dict({"linear baseline": linear, **rows}, orient="index"), model
 
 
 def score(adata: AnnData, label: str, key: str) -> dict[str, float]:
-    """Scores to print."""
+    """Return the scores to print."""
     scores = st.metrics.domain_scores(adata.obs[label], adata.obs[key])
     return {"ARI": scores["ari"], "accuracy": scores["accuracy"], "macro-F1": scores["macro_f1"]}
 
 
 def draw(held_out: AnnData, model: DomainModel, options: Namespace) -> None:
-    """Save every figure of the recursive model."""
+    """Save the figures of the recursive model."""
     import matplotlib.pyplot as plt
 
     figures = {
@@ -178,6 +179,6 @@ def draw(held_out: AnnData, model: DomainModel, options: Namespace) -> None:
 if __name__ == "__main__":
     import matplotlib
 
-    # A program draws into files, whatever screen there is.
+    # Figures are written to files, so no display is needed.
     matplotlib.use("agg")
     main()

@@ -1,4 +1,4 @@
-"""Read results back as AnnData objects."""
+"""Results as AnnData objects."""
 
 from __future__ import annotations
 
@@ -20,31 +20,35 @@ BESIDE = ("_linear", "_log2", "_sample")
 
 
 def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, table_key: str | None = None) -> AnnData:
-    """Return predicted expression as an AnnData of its own, so that every scanpy and squidpy plot works.
+    """Return predicted expression as a separate AnnData, for use with scanpy and squidpy.
 
     Parameters
     ----------
     adata
-        Spots of one or several sections. They hold the results of :func:`strecur.tl.predict_expression`.
+        Spots of one or several sections; with the results of :func:`strecur.tl.predict_expression`.
     key
-        The ``key_added`` of that call; ``f"{key}_linear"`` for the linear baseline; of a model of counts
-        ``f"{key}_log2"`` for the mean of log2(count + 1), ``f"{key}_sample"`` for counts drawn at random.
+        The ``key_added`` of that call, or ``f"{key}_linear"`` for the linear baseline. For models of counts, also
+        ``f"{key}_log2"`` for the mean of log2(count + 1) and ``f"{key}_sample"`` for sampled counts.
     table_key
         Table to use if ``adata`` is a SpatialData with several.
 
     Returns
     -------
-    AnnData of the same spots and the predicted genes: ``X`` holds the predictions (float32, on the scale of the
-    training target; NaN for spots that were not predicted; int32 for counts of all spots, to which scanpy's
-    normalisation applies), ``var`` the reliability of every gene, ``uns["target"]`` the scale. ``obs``,
-    ``obsm["spatial"]``, ``obsm["grid"]`` and their entries in ``uns`` come along, and the colours of the categories.
+    A new AnnData of the same spots and the predicted genes:
+
+    - ``X``: predictions, float32 on the scale of the training target with NaN for spots without prediction; int32 for
+      predicted counts of all spots, which scanpy can normalise;
+    - ``var``: reliability of every gene;
+    - ``uns["target"]``: scale of the predictions;
+    - ``obs``, ``obsm["spatial"]``, ``obsm["grid"]``, their entries in ``uns``, and the colours of categories: as in
+      ``adata``.
 
     Raises
     ------
     KeyError
-        If there are no such results; the message lists what there is.
+        If there are no such results; the message lists what exists.
     ValueError
-        If they were cut, so that genes and columns differ.
+        If the number of columns differs from the number of genes.
 
     Examples
     --------
@@ -53,9 +57,9 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
     >>> def colour(patches):
     ...     return patches.mean(axis=(1, 2))
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0, progress=False)
-    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, max_epochs=1, progress=False)
-    >>> st.tl.predict_expression(adata, model, library_key="section", progress=False)
+    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0)
+    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, training={"max_epochs": 1})
+    >>> st.tl.predict_expression(adata, model, library_key="section")
     >>> st.get.expression(adata).n_vars
     5
     """
@@ -72,7 +76,7 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
     reliability = record.get("reliability", pd.DataFrame(index=genes))
     target = str(record.get("target", "log2"))
     if target == "counts" and key not in {described, f"{described}_sample"}:
-        target = "log2"  # what stands beside counts
+        target = "log2"  # the scale of the linear baseline and the mean of a model of counts
     values = np.asarray(table.obsm[key])
     if values.shape != (table.n_obs, len(genes)):
         msg = f"obsm[{key!r}] has shape {values.shape}, but {len(genes)} genes were predicted. {hint}"

@@ -1,4 +1,4 @@
-"""The parts of the benchmarks of halting, uncertainty and transfer that compute something."""
+"""Computations of the benchmarks of halting, uncertainty and transfer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
@@ -14,6 +15,9 @@ import pytest
 
 import strecur as st
 from strecur.nn import WindowedConfig
+
+if TYPE_CHECKING:
+    from strecur.models import DomainModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 halting, kept, transfer, uncertainty = map(
@@ -30,9 +34,9 @@ def sections() -> ad.AnnData:
 
 
 @pytest.fixture(scope="module")
-def model(sections) -> st.models.DomainModel:
-    settings = {"library_key": "section", "backbone": SMALL, "max_epochs": 2, "progress": False}
-    return st.tl.train_domains(kept.of_sections(sections, ["S1"]), "domain", **settings)
+def model(sections) -> DomainModel:
+    part = kept.of_sections(sections, ["S1"])
+    return st.tl.train_domains(part, "domain", backbone=SMALL, training={"max_epochs": 2})
 
 
 def test_errors_rise_with_an_uncertainty_that_is_right():
@@ -120,11 +124,11 @@ def test_means_and_spread_are_those_over_seeds():
 
 def test_a_model_is_trained_once(sections, tmp_path, monkeypatch):
     options = argparse.Namespace(models=tmp_path, data=Path("toy"), size_factor_key=None)
-    training = kept.Training("domains", ("S1",), epochs=1)
-    first = kept.trained(sections, training, options)
+    spec = kept.ModelSpec("domains", ("S1",), epochs=1)
+    first = kept.trained(sections, spec, options)
     assert first.sections == ["S1"]
     monkeypatch.setattr(st.tl, "train_domains", None)
-    assert kept.trained(sections, training, options).id == first.id
+    assert kept.trained(sections, spec, options).id == first.id
 
 
 def test_a_setting_is_found_again_in_the_written_table(tmp_path):

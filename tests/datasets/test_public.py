@@ -155,7 +155,7 @@ def test_a_damaged_copy_is_downloaded_again(served, caplog):
     assert "damaged or changed" in caplog.text
 
 
-def test_a_changed_source_is_refused_and_nothing_is_kept(server, served):
+def test_a_changed_source_raises_and_nothing_is_kept(server, served):
     source, path, target, content = served
     (server.root / source / path).write_bytes(content[::-1])
     with pytest.raises(DownloadError, match="checksum is not git:"):
@@ -319,7 +319,7 @@ def test_dlpfc_is_built_from_its_files(server, folder, monkeypatch):
 
 def test_dlpfc_counts_without_checksum_must_agree_with_the_stated_summary(server, folder, monkeypatch):
     serve_dlpfc(server, monkeypatch, median=4120)
-    with pytest.raises(DownloadError, match=r"Median UMI Counts per Spot is .*the authors state 4120"):
+    with pytest.raises(DownloadError, match=r"Median UMI Counts per Spot is .*the authors report 4120"):
         st.datasets.dlpfc("151673")
     assert list((folder / "dlpfc").rglob("*.h5*")) == []
 
@@ -438,7 +438,7 @@ def test_wrong_names_and_forms_are_told(offline):
     with pytest.raises(OSError, match=r"A1\.h5ad is damaged"):
         st.datasets.her2st("A1")
     ad.AnnData(np.ones((2, 2), dtype=np.float32)).write_h5ad(offline / "her2st/A1.h5ad")
-    with pytest.raises(KeyError, match="spatial.*common form"):
+    with pytest.raises(KeyError, match=r"spatial.*common form"):
         st.datasets.her2st("A1")
 
 

@@ -6,15 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from strecur.engine import Augmentation, Checkpoint, FitConfig, Section, checkpoint, fit
-from strecur.engine.fit import deal, make_fabric
+from strecur.engine import Augmentation, Checkpoint, Section, checkpoint, fit, make_fabric
+from strecur.engine.training import deal
 from strecur.nn import TRM, DomainHead, Lattice, SpotNetwork, TRMConfig, WindowedBackbone, WindowedConfig
+from strecur.options import Training
 
 SIZES = (8, 5, 7, 6)
+TRAINING = Training(max_epochs=4, learning_rate=1e-3, warmup=1, schedule="linear", weight_decay=0.5, ema=0.98)
 
 
 def section(name: str, size: int) -> Section:
@@ -32,7 +35,8 @@ def train(devices: int, batch_sections: int, folder: str | None = None) -> tuple
     history = fit(
         network,
         [section(f"s{i}", size) for i, size in enumerate(SIZES)],
-        FitConfig(n_steps=2, max_epochs=4, warmup=1, batch_sections=batch_sections),
+        replace(TRAINING, batch_sections=batch_sections),
+        n_steps=2,
         fabric=make_fabric("cpu", devices, "32-true"),
         augment=Augmentation(max_shift=2),
         seed=0,
@@ -101,7 +105,7 @@ def test_every_process_gets_equally_many_batches(n_sections):
             self.global_rank = rank
 
     sections = [section(f"s{i}", 3) for i in range(n_sections)]
-    config = FitConfig(n_steps=1)
+    config = Training()
     dealt = [deal(sections, config, Process(rank), generator=torch.Generator().manual_seed(3)) for rank in (0, 1)]
     assert len(dealt[0]) == len(dealt[1])
     names = [batch[0].name for batches in dealt for batch in batches]

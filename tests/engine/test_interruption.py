@@ -13,17 +13,29 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from strecur.engine import Augmentation, Checkpoint, FitConfig, Section, checkpoint, fit
-from strecur.engine.fit import make_fabric
+from strecur import _files
+from strecur.engine import Augmentation, Checkpoint, Section, checkpoint, fit, make_fabric
 from strecur.nn import TRM, DomainHead, Lattice, SpotNetwork, TRMConfig, WindowedBackbone, WindowedConfig
+from strecur.options import Training
 
 STAGES = ("before writing", "half written", "before the renaming", "after the renaming")
-CONFIG = FitConfig(n_steps=2, max_epochs=3, warmup=1, batch_sections=2, validate_every=2)
+TRAINING = Training(
+    max_epochs=3,
+    learning_rate=1e-3,
+    warmup=1,
+    schedule="linear",
+    weight_decay=0.5,
+    ema=0.98,
+    batch_sections=2,
+    validate_every=2,
+)
+N_STEPS = 2
 
 
 def section(name: str, size: int) -> Section:
@@ -50,12 +62,13 @@ def validate(network: SpotNetwork) -> dict[str, float]:
 
 def train(folder: Path | None, network: SpotNetwork | None = None, **changes: object) -> tuple[SpotNetwork, list[dict]]:
     network = network or make_network()
-    arguments = {"sections": SECTIONS, "config": CONFIG, "augment": Augmentation(max_shift=2), "seed": 3} | changes
-    sections, config = arguments.pop("sections"), arguments.pop("config")
+    arguments = {"sections": SECTIONS, "training": TRAINING, "augment": Augmentation(max_shift=2), "seed": 3} | changes
+    sections, training = arguments.pop("sections"), arguments.pop("training")
     history = fit(
         network,
         sections,
-        config,
+        training,
+        n_steps=N_STEPS,
         **arguments,
         fabric=make_fabric("cpu", 1, "32-true"),
         validate=validate,
@@ -92,7 +105,7 @@ def kill_at_step(point: int) -> None:
 
 def kill_at_write(point: int, stage: str) -> None:
     """Die at a stage of writing a checkpoint."""
-    calls, write, rename = Counter(), checkpoint.write_through, Path.replace
+    calls, write, rename = Counter(), _files.write_through, Path.replace
 
     def write_through(path: Path, data: bytes) -> None:
         calls["write"] += 1
@@ -103,7 +116,7 @@ def kill_at_write(point: int, stage: str) -> None:
             die()
         write(path, data)
 
-    def replace(self: Path, target: Path) -> Path:
+    def rename_or_die(self: Path, target: Path) -> Path:
         if calls["write"] == point and stage == "before the renaming":
             die()
         found = rename(self, target)
@@ -111,7 +124,7 @@ def kill_at_write(point: int, stage: str) -> None:
             die()
         return found
 
-    checkpoint.write_through, Path.replace = write_through, replace
+    _files.write_through, Path.replace = write_through, rename_or_die
 
 
 def in_child(folder: Path, prepare: object = None) -> tuple[int, dict | None]:
@@ -132,11 +145,11 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     checkpoint.SECONDS_BETWEEN = 0
     _, whole = in_child(folder / "whole")
-    n_steps = 2 * CONFIG.n_steps * CONFIG.max_epochs
+    n_steps = 2 * N_STEPS * TRAINING.max_epochs
     points = [(f"step {i}", lambda i=i: kill_at_step(i)) for i in range(1, n_steps + 1)]
     points += [
         (f"write {i}, {stage}", lambda i=i, stage=stage: kill_at_write(i, stage))
-        for i in range(1, CONFIG.max_epochs + 2)
+        for i in range(1, TRAINING.max_epochs + 2)
         for stage in STAGES
     ]
     found = {}
@@ -206,7 +219,7 @@ def test_a_finished_training_is_taken_as_it_is(tmp_path, caplog, monkeypatch):
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, "write_through", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr(_files, "write_through", lambda *_: pytest.fail("written"))
     train(None)
     assert list(tmp_path.iterdir()) == []
 
@@ -215,7 +228,7 @@ OTHERS = {
     "features": ({"sections": [*SECTIONS[:2], section("c", 7)]}, r"sections \(c\)"),
     "section": ({"sections": SECTIONS[:2]}, r"sections \(c\)"),
     "epochs": (
-        {"config": FitConfig(n_steps=2, max_epochs=4, warmup=1, batch_sections=2)},
+        {"training": replace(TRAINING, max_epochs=4, validate_every=5)},
         r"max_epochs \(3 there, 4 here",
     ),
     "seed": ({"seed": 4}, r"seed \(3 there, 4 here\)"),
@@ -265,7 +278,7 @@ def test_a_folder_that_takes_nothing_is_noticed_before_training(tmp_path, monkey
 
 def test_a_disk_that_fills_up_costs_the_checkpoint_and_not_the_training(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0)
-    calls, write = Counter(), checkpoint.write_through
+    calls, write = Counter(), _files.write_through
 
     def full_after_two(path: Path, data: bytes) -> None:
         calls["write"] += 1
@@ -274,18 +287,18 @@ def test_a_disk_that_fills_up_costs_the_checkpoint_and_not_the_training(tmp_path
             raise OSError(28, "No space left on device")
         write(path, data)
 
-    monkeypatch.setattr(checkpoint, "write_through", full_after_two)
+    monkeypatch.setattr(_files, "write_through", full_after_two)
     expected = outcome(*train(None))
     assert outcome(*train(tmp_path)) == expected
     assert caplog.text.count("No space left") == 2
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE]
-    monkeypatch.setattr(checkpoint, "write_through", write)
+    monkeypatch.setattr(_files, "write_through", write)
     assert outcome(*train(tmp_path)) == expected
 
 
 def test_short_epochs_are_not_all_written(tmp_path, monkeypatch):
-    written, write = [], checkpoint.write_through
-    monkeypatch.setattr(checkpoint, "write_through", lambda path, data: (written.append(path), write(path, data)))
+    written, write = [], _files.write_through
+    monkeypatch.setattr(_files, "write_through", lambda path, data: (written.append(path), write(path, data)))
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 1e9)
     train(tmp_path)
     assert len(written) == 2

@@ -6,27 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from strecur.engine import Inference, Section, predict
-from strecur.engine.fit import make_fabric
-from strecur.engine.tiles import cut_lattice, cut_section, halo
+from strecur.engine import Section, make_fabric, predict
+from strecur.engine.tiles import cut_lattice, cut_section
 from strecur.nn import (
-    TRM,
+    BackboneConfig,
     DenseConfig,
     DomainHead,
-    Feedforward,
     FeedforwardConfig,
-    HierarchicalBackbone,
     HierarchicalConfig,
-    HistBackbone,
     HistConfig,
     Lattice,
+    RecursionConfig,
     SpotNetwork,
     TRMConfig,
-    Universal,
     UniversalConfig,
-    WindowedBackbone,
     WindowedConfig,
 )
+from strecur.options import Inference
 
 FABRIC = make_fabric("cpu", 1, "32-true")
 SMALL = {"width": 16, "n_heads": 2, "n_global": 0}
@@ -41,17 +37,19 @@ CASES = {
         HistConfig(**SMALL, window=4, encoder_depths=(1, 1), decoder_depths=(1,), cells_per_pitch=1.5),
     ),
 }
-BODIES = {WindowedConfig: WindowedBackbone, HierarchicalConfig: HierarchicalBackbone, HistConfig: HistBackbone}
-RECURSIONS = {TRMConfig: TRM, UniversalConfig: Universal, FeedforwardConfig: Feedforward}
 
 
-def network(recursion: object, backbone: object) -> SpotNetwork:
+def halo(recursion: RecursionConfig, backbone: BackboneConfig) -> int:
+    return backbone.receptive_field(recursion.n_calls)
+
+
+def network(recursion: RecursionConfig, backbone: BackboneConfig) -> SpotNetwork:
     torch.manual_seed(0)
-    body = BODIES[type(backbone)](backbone)
+    body = backbone.build()
     for name, parameter in body.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
-    return SpotNetwork(5, RECURSIONS[type(recursion)](body, recursion), DomainHead(16, 3), halting=None).eval()
+    return SpotNetwork(5, recursion.build(body), DomainHead(16, 3), halting=None).eval()
 
 
 def section(n_rows: int, n_cols: int, layout: str = "square") -> Section:
@@ -93,7 +91,7 @@ def test_prediction_in_tiles_equals_that_of_the_whole_section(case, layout):
     part, net = section(50, 41, layout), network(recursion, backbone)
     inference = Inference(2, symmetric=False)
     (whole,), (tiled,), (careless,) = (
-        predict(net, [part], replace(inference, **tiles), fabric=FABRIC, progress=False)[0]
+        predict(net, [part], replace(inference, **tiles), fabric=FABRIC, progress=False)[0].restarts
         for tiles in ({}, {"tile": 16, "halo": halo(recursion, backbone)}, {"tile": 16, "halo": 1})
     )
     np.testing.assert_allclose(tiled.output_DN, whole.output_DN, atol=1e-5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from strecur.models._calibration import (
+from strecur.models.calibration import (
     conformal_scores,
     fit_temperature,
     label_sets,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from strecur.models._intervals import fit_errors
+from strecur.models.calibration import fit_errors
 
 
 def draw(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from strecur.models.linear import fit_linear_expression, retrieve, smooth
+from strecur.models.linear import fit_linear_expression
 
 
 def data(seed: int = 0, *, n: int = 120, noise: float = 0.1) -> tuple[np.ndarray, ...]:
@@ -47,22 +47,3 @@ def test_many_sections_are_held_out_together():
     model, held_out = fit_linear_expression(features, target, groups)
     assert np.isfinite(held_out).all()
     assert np.isfinite(model.weight_FG).all()
-
-
-def test_smoothing_averages_the_nearest_spots():
-    positions = np.stack(np.meshgrid(np.arange(9), np.arange(9), indexing="ij"), axis=-1).reshape(-1, 2)
-    values = np.zeros((81, 1), dtype=np.float32)
-    values[40] = 9
-    expected = np.zeros((9, 9))
-    expected[3:6, 3:6] = 1
-    np.testing.assert_allclose(smooth(values, positions).reshape(9, 9), expected, atol=1e-6)
-
-
-def test_retrieval_averages_the_most_similar_spots():
-    reference = np.array([[1, 0], [0.9, 0.1], [0, 1], [-1, 0]], dtype=np.float32)
-    target = np.array([[1.0], [3.0], [10.0], [20.0]], dtype=np.float32)
-    query = np.array([[5, 0.01], [0, 0.2]], dtype=np.float32)
-    # the angle counts, not the length
-    assert retrieve(reference, target, query, 2).ravel().tolist() == [2, 6.5]
-    assert retrieve(reference, target, query, 1).ravel().tolist() == [1, 10]
-    assert retrieve(reference, target, query, 50).ravel().tolist() == [8.5, 8.5]

@@ -20,8 +20,10 @@ from fixtures import make_models
 from safetensors.numpy import load_file, save_file
 
 import strecur as st
-from strecur.models import DomainModel, ExpressionModel, ModelFolderError, _storage
-from strecur.models._schema import check_values
+from strecur.models import DomainModel, ExpressionModel, ModelFolderError
+from strecur.models.io import folders
+from strecur.models.io.schema import check_values
+from strecur.models.network import BACKBONES
 
 resource = pytest.importorskip("resource")
 
@@ -41,7 +43,7 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
 def write(folder: Path, config: object, arrays: dict[str, np.ndarray], *, seal: bool) -> None:
     """Write a folder, with the checksum that belongs to it if it is to look untouched."""
     if seal and isinstance(config, dict):
-        config = {**config, "checksum": _storage.checksum(config, arrays)}
+        config = {**config, "checksum": folders.checksum(config, arrays)}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, folder / "weights.safetensors")
 
@@ -78,8 +80,9 @@ def test_models_of_format_0_1_load_and_predict_what_they_did(kind):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_a_loaded_model_runs_in_another_precision(precision):
     model = st.load_model(RELEASED / "domains")
-    inference = make_models.Inference(3)
-    ((found,),) = model.predict([make_models.section()], inference, accelerator="cpu", precision=precision)
+    with st.settings.override(precision=precision):
+        (answer,) = model.predict([make_models.section()], st.Inference(depth=3))
+    found = answer.best
     np.testing.assert_allclose(found.output_DN, np.load(RELEASED / "domains.npy"), atol=0.05)
 
 
@@ -113,7 +116,7 @@ def in_child(work: object) -> tuple[int, int]:
 def save_and_die(path: Path, point: str) -> None:
     """Save another model over one, and be killed at one point."""
     kind, _, number = point.partition(" ")
-    calls, write_through, rename = Counter(), _storage.write_through, Path.replace
+    calls, write_through, rename = Counter(), folders.write_through, Path.replace
 
     def die_at(name: str) -> None:
         if (name, str(calls[name])) == (kind, number):
@@ -134,7 +137,7 @@ def save_and_die(path: Path, point: str) -> None:
         die_at("renamed")
         return found
 
-    _storage.write_through, Path.replace = written, replace
+    folders.write_through, Path.replace = written, replace
     make_models.domain_model().save(path, overwrite=True)
 
 
@@ -155,7 +158,7 @@ def test_a_save_killed_at_any_moment_leaves_the_old_or_the_new_model(point, tmp_
     # and the next save finds its way
     make_models.domain_model().save(path, overwrite=True)
     assert st.load_model(path).id == "0123456789ab"
-    assert not _storage.kept_aside(path).exists()
+    assert not folders.kept_aside(path).exists()
 
 
 @needs_fork
@@ -170,7 +173,7 @@ def test_a_first_save_is_complete_or_absent(point, tmp_path):
     else:
         assert ended_by == signal.SIGKILL
         assert not path.exists()
-        with pytest.raises(ModelFolderError, match="no complete model folder"):
+        with pytest.raises(ModelFolderError, match="not a complete model folder"):
             st.load_model(path)
 
 
@@ -256,7 +259,7 @@ def test_a_network_that_no_one_has_memory_for_is_refused_before_it_is_made(case,
     write(folder, config, arrays, seal=True)
     with (
         little_memory(),
-        pytest.raises(ModelFolderError, match=rf"{folder.name} is no model that can be used: .*expected|needs|takes?"),
+        pytest.raises(ModelFolderError, match=rf"{folder.name} is not a usable model: .*expected|needs|takes?"),
     ):
         st.load_model(folder)
 
@@ -516,4 +519,4 @@ def test_a_changed_folder_is_refused_or_means_the_same(kind, seal, tmp_path):
 
 def test_the_schema_takes_what_it_is_made_for():
     for kind in KINDS:
-        check_values(read(RELEASED / kind)[0])
+        check_values(read(RELEASED / kind)[0], BACKBONES)

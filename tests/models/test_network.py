@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from strecur.engine.fit import FitConfig, make_optimizer
-from strecur.models._network import BACKBONES, build_network, from_json, resolve_architecture, to_json
+from strecur import Training
+from strecur.engine.training import make_optimizer
+from strecur.models.network import BACKBONES, architecture_from_json, build_network, resolve_architecture, to_json
 from strecur.nn import (
     Batch,
     DomainHead,
@@ -17,11 +18,12 @@ from strecur.nn import (
 )
 from strecur.nn.layers import BranchEnd
 
+OPTIONS = Training(learning_rate=1e-3, weight_decay=0.5)
 RECURSIVE = ["dense", "hierarchical", "windowed"]
 
 
 def build(architecture, backbone="windowed"):
-    return build_network(6, architecture, BACKBONES[backbone][0](), DomainHead, 3, halting=None, seed=0)
+    return build_network(6, architecture, BACKBONES[backbone](), DomainHead, 3, halting=None, seed=0)
 
 
 def branch_ends(network) -> list[BranchEnd]:
@@ -62,7 +64,8 @@ def test_only_recursions_begin_close_to_the_identity_and_all_branches_decay():
     assert 0 < TRMConfig().branch_gain < 1
     assert 0 < UniversalConfig().branch_gain < 1
     assert FeedforwardConfig().branch_gain == 1
-    decayed, _ = make_optimizer(network := build(resolve_architecture("trm")), FitConfig(n_steps=1)).param_groups
+    network = build(resolve_architecture("trm"))
+    decayed, _ = make_optimizer(network, OPTIONS).param_groups
     assert {id(end.weight) for end in branch_ends(network)} <= {id(p) for p in decayed["params"]}
 
 
@@ -70,9 +73,9 @@ def test_models_of_counts_that_do_not_say_so_are_those_of_the_paper():
     """Saved before there was a choice: no linear model, the released labels, the most probable count."""
     config = GenARConfig().fitted(20, 50)
     values = to_json(config)
-    assert from_json(dict(values)) == config
+    assert architecture_from_json(dict(values)) == config
     earlier = {name: v for name, v in values.items() if name not in {"softness", "decision", "linear_start"}}
-    loaded, paper = from_json(earlier), GenARConfig.paper()
+    loaded, paper = architecture_from_json(earlier), GenARConfig.paper()
     assert (loaded.softness, loaded.decision, loaded.linear_start) == (paper.softness, "most_probable", False)
     assert loaded.scales == config.scales
 

@@ -6,7 +6,7 @@ import torch
 
 from strecur.engine import Section
 from strecur.engine.data import symmetries, view
-from strecur.models._smoothing import choose_smoothing, smooth
+from strecur.models.smoothing import choose_smoothing, smooth
 from strecur.nn import Lattice
 
 N_ROWS, N_COLS = 14, 12

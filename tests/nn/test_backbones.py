@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from strecur.nn import DenseBackbone, DenseConfig, Lattice, WindowedBackbone, WindowedConfig
+from strecur.nn.attention import relative_pairs
 from strecur.nn.layers import rms_norm
-from strecur.nn.windowed import relative_pairs
 
 
 def scattered(n: int, extent: int, seed: int = 0, layout: str = "square") -> Lattice:

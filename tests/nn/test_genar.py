@@ -11,10 +11,10 @@ import torch
 from torch.nn import functional as F
 
 from strecur.nn import TRMConfig
-from strecur.nn.genar import GenAR
-from strecur.nn.genar_config import GenARConfig
-from strecur.nn.genar_layers import PAPER_STD, Attention, ConditionEncoder, FiLM
-from strecur.nn.genar_targets import (
+from strecur.nn.genar.config import GenARConfig
+from strecur.nn.genar.layers import PAPER_STD, Attention, FiLM
+from strecur.nn.genar.model import GenAR
+from strecur.nn.genar.targets import (
     clip_counts,
     derive_scales,
     expected_count,
@@ -28,6 +28,7 @@ from strecur.nn.genar_targets import (
     pool,
     soft_labels,
 )
+from strecur.nn.patch import ConditionEncoder
 
 N_SPOTS, N_GENES, VOCABULARY, CONDITION = 10, 24, 16, 6
 PAPER_SCALES = (1, 4, 8, 40, 100, 200)

@@ -19,7 +19,9 @@ from strecur.nn import (
     Universal,
     UniversalConfig,
 )
-from strecur.nn.hierarchical import HistLayer, HistUncoarsening, SlideAttention, gather_children, spread_to_children
+from strecur.nn.attention import SlideAttention
+from strecur.nn.hierarchical import gather_children, spread_to_children
+from strecur.nn.hist import HistLayer, HistUncoarsening
 
 
 def scattered(n: int, extent: int, *, seed: int = 0, layout: str = "square", origin: int = 0) -> Lattice:
@@ -114,7 +116,7 @@ def test_the_place_among_its_siblings_matters(backbone):
 
 
 def dense_reference(attention: SlideAttention, qkv: torch.Tensor, window_qkv: torch.Tensor, lattice: Lattice):
-    """Equation 1 of paper 001 for one section, with a mask over all pairs of spots."""
+    """Equation 1 of HiST for one section, with a mask over all pairs of spots."""
     w, n_spots = attention.window, len(lattice.row_N)
     cell = torch.tensor(cells(lattice))[:, 1:]
     regular, moved = cell // w, (cell + w // 2) // w

@@ -1,4 +1,4 @@
-"""Objects with the keys that the tools write, holding made-up predictions."""
+"""Objects with the keys that the tools write, holding synthetic predictions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ matplotlib.use("Agg")
 DEPTH = 6
 
 
-def add_grid(adata, row, col, layout):
+def add_grid(adata, row, col, layout, library_key=None):
     adata.obsm["grid"] = np.column_stack([row, col]).astype(np.int32)
-    adata.uns["grid"] = {"params": {"layout": layout}, "layout": layout}
+    params = {"layout": layout} | ({} if library_key is None else {"library_key": library_key})
+    adata.uns["grid"] = {"params": params, "layout": layout}
 
 
 def smooth(codes, neighbours, n_labels):
@@ -78,7 +79,7 @@ def synthetic(layout="hex", *, sections=("a", "b"), size=8, n_labels=4, missing=
         adata.obs[library_key] = np.repeat(sections, n)
     jitter = np.random.default_rng(0).normal(0, 0.2, (adata.n_obs, 2))
     adata.obsm["spatial"] = 100 * (np.tile(np.column_stack([col, row]), (len(sections), 1)) + jitter + 2)
-    add_grid(adata, np.tile(row, len(sections)), np.tile(col, len(sections)), layout)
+    add_grid(adata, np.tile(row, len(sections)), np.tile(col, len(sections)), layout, library_key)
     return add_results(adata, "layer", library_key=library_key)
 
 

@@ -85,7 +85,7 @@ def test_axes_of_the_caller(table):
 
 
 def test_bad_tables_are_named(table):
-    with pytest.raises(KeyError, match="no column.*nmi.*there are.*strecur.tl.cross_validate"):
+    with pytest.raises(KeyError, match=r"no column.*nmi.*there are.*strecur.tl.cross_validate"):
         pl.benchmark(table, score="nmi")
     with pytest.raises(KeyError, match="method"):
         pl.benchmark(table.drop(columns="method"))

@@ -112,7 +112,7 @@ def test_tissue_stands_beside_every_row(one, with_image):
         assert not tissue.collections
         for ax in maps:
             assert not ax.images
-            x, y = np.asarray(ax.collections[0].get_offsets()).T
+            x, _ = np.asarray(ax.collections[0].get_offsets()).T
             assert np.array_equal(x, one.obsm["grid"][:, 1])
             assert ax.yaxis_inverted()
     plain = pl.marker_panel(one, {"x": ["G0"], "y": ["G1"]}, img=False)
@@ -180,10 +180,10 @@ def test_counts_are_needed(one):
     one.layers["log"] = np.log1p(one.X)
     one.layers["counts"], one.X = one.X, one.layers["log"]
     for plot in (lambda **kw: pl.marker_panel(one, "G0", **kw), lambda **kw: pl.gene_scores(one, **kw)):
-        with pytest.raises(ValueError, match="non-integer values.*layer="):
+        with pytest.raises(ValueError, match=r"non-integer values.*layer="):
             plot()
         plot(layer="counts")
-    with pytest.raises(KeyError, match="'raw' is not in adata.layers; there are"):
+    with pytest.raises(KeyError, match=r"'raw' is not in adata.layers; there are"):
         pl.gene_scores(one, layer="raw")
 
 
@@ -311,7 +311,7 @@ def test_nothing_is_cut_off_or_covered(make, express, with_image, layout):
 
 
 def test_given_axes(two):
-    figure, axes = plt.subplots(1, 4)
+    _, axes = plt.subplots(1, 4)
     assert pl.marker_panel(two, ["G0", "G1"], library_id="a", genes_per_row=2, ax=axes) == list(axes)
     with pytest.raises(ValueError, match=r"6 panels \(2 rows of up to 2 genes\), but ax holds 4"):
         pl.marker_panel(two, ["G0", "G1", "G2"], library_id="a", genes_per_row=2, ax=axes)

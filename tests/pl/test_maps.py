@@ -105,7 +105,7 @@ def test_square_lattice_and_cells(make):
 
 
 def test_large_square_lattice_becomes_an_image(make, monkeypatch):
-    monkeypatch.setattr("strecur.pl._maps.RASTER_SPOTS", 50)
+    monkeypatch.setattr("strecur.pl._spots.RASTER_SPOTS", 50)
     adata = make("square", sections=("a",))
     adata.obs.loc[adata.obs_names[5], "trm_domains"] = None
     hole = adata[np.arange(adata.n_obs) != 9].copy()
@@ -119,7 +119,7 @@ def test_large_square_lattice_becomes_an_image(make, monkeypatch):
     by_name = dict(zip(hole.obs["trm_domains"].cat.categories, hole.uns["trm_domains_colors"], strict=True))
     assert to_hex(pixel[7, 3] / 255).upper() == by_name[hole.obs["trm_domains"].iloc[-5]]
     assert image.get_extent() == [-0.5, 7.5, 7.5, -0.5]
-    # a few spots far apart stay patches: the image would be huge
+    # a few spots far apart are not drawn as an image, which would be huge
     adata.obsm["grid"] = adata.obsm["grid"] * 1000
     assert not pl.domains(adata).images
 
@@ -242,7 +242,7 @@ def test_nothing_is_cut_off_or_covered(make, n_labels, prefix):
 
 
 def test_clusters_have_no_accuracy(hex_sections):
-    # k-means on predicted expression, for example: its names say nothing, so only the partition can be compared
+    # the names of clusters have no meaning, so that only the partition can be compared
     clusters = hex_sections.obs["layer"].cat.codes.replace({-1: 3}).to_numpy()
     hex_sections.obs["cluster"] = pd.Categorical((clusters + 1) % 4)
     truth, cluster = pl.domains(hex_sections, "cluster", truth="layer", library_key="sample", library_id="a")
@@ -253,6 +253,28 @@ def test_clusters_have_no_accuracy(hex_sections):
 def test_sections_without_library_key(make):
     ax = pl.domains(make("square", sections=("a",), library_key=None), img=False)
     assert ax.get_title() == "trm_domains"
+
+
+def test_the_library_key_of_the_lattice_is_used(hex_sections):
+    hex_sections.uns["trm_domains"]["params"] = {}
+    for key in ("trm_domains", "layer"):
+        axes = pl.domains(hex_sections, key)
+        assert [ax.get_title() for ax in axes] == [f"a\n{key}", f"b\n{key}"]
+    assert len(pl.refinement(hex_sections)) == 12
+    assert [t.get_text() for t in pl.halt_steps(hex_sections)[-1].get_yticklabels()] == ["a", "b"]
+
+
+def test_the_library_key_of_the_result_comes_before_that_of_the_lattice(hex_sections):
+    hex_sections.obs["slide"] = hex_sections.obs["sample"].map({"a": "x", "b": "y"})
+    hex_sections.uns["trm_domains"]["params"] = {"library_key": "slide"}
+    titles = [ax.get_title().partition("\n")[0] for ax in pl.domains(hex_sections)]
+    assert titles == ["x", "y"]
+    titles = [ax.get_title().partition("\n")[0] for ax in pl.domains(hex_sections, library_key="sample")]
+    assert titles == ["a", "b"]
+    # a column that was removed since is not used
+    del hex_sections.obs["slide"]
+    titles = [ax.get_title().partition("\n")[0] for ax in pl.domains(hex_sections)]
+    assert titles == ["a", "b"]
 
 
 def test_library_id_chooses_and_orders(hex_sections):
@@ -275,10 +297,10 @@ def test_given_axes_are_used(hex_sections):
 def test_missing_keys_name_the_call(hex_sections):
     with pytest.raises(KeyError, match=r"strecur.tl.trm_domains\(adata, model, key_added='other'\)"):
         pl.domains(hex_sections, "other")
-    with pytest.raises(KeyError, match="'annotation' is not in adata.obs; there are"):
+    with pytest.raises(KeyError, match=r"'annotation' is not in adata.obs; there are"):
         pl.domains(hex_sections, truth="annotation")
     del hex_sections.obs["trm_domains_linear"]
-    with pytest.raises(KeyError, match="trm_domains_linear.*trm_domains"):
+    with pytest.raises(KeyError, match=r"trm_domains_linear.*trm_domains"):
         pl.domains(hex_sections, linear=True)
     del hex_sections.obsm["grid"]
     with pytest.raises(KeyError, match=r"strecur.pp.to_grid"):

@@ -52,10 +52,10 @@ def test_refinement_of_several_sections_and_missing_answers(hex_sections):
     assert axes[0].figure.legends[0].get_texts()[-1].get_text() == "unlabelled"
 
 
-def test_refinement_refuses_codes_of_dropped_categories(hex_sections):
+def test_refinement_raises_for_codes_of_dropped_categories(hex_sections):
     hex_sections.obs["trm_domains"] = hex_sections.obs["trm_domains"].where(hex_sections.obs["trm_domains"] != "L1")
     hex_sections.obs["trm_domains"] = hex_sections.obs["trm_domains"].cat.remove_unused_categories()
-    with pytest.raises(ValueError, match="refers to 4 labels but .* has 3 categories"):
+    with pytest.raises(ValueError, match=r"refers to 4 labels but .* has 3 categories"):
         pl.refinement(hex_sections)
     hex_sections.uns["trm_domains"]["categories"] = ["L1", "L2", "L3", "L4"]
     assert pl.refinement(hex_sections, library_id="b")

@@ -136,7 +136,7 @@ def test_a_landscape_of_chosen_sections_and_without_score(explored):
     assert len(pl.landscape(explored.drop(columns="ari"), library_id="a")) == 2
     with pytest.raises(KeyError, match=r"'c'.*there are \['a', 'b'\]"):
         pl.landscape(explored, library_id="c")
-    with pytest.raises(KeyError, match="strecur.tl.landscape"):
+    with pytest.raises(KeyError, match=r"strecur.tl.landscape"):
         pl.landscape(explored.drop(columns="pc1"))
 
 
@@ -195,7 +195,7 @@ def test_reliability_of_one_section_without_sets(judged):
     accuracies = pl.reliability(judged, truth="other").collections[0].get_offsets()[:, 1]
     assert (accuracies == 0).all()
     judged.obs["none"] = None
-    with pytest.raises(ValueError, match="no spot of the sections .* is annotated"):
+    with pytest.raises(ValueError, match=r"no spot of the sections .* is annotated"):
         pl.reliability(judged, truth="none")
     with pytest.raises(KeyError, match="nothing"):
         pl.reliability(judged, truth="nothing")

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from strecur.pp import Encoder, _encoders
-from strecur.pp._encoders import FOUNDATION, Foundation, get_encoder, gradient_patch, probe
-from strecur.pp._texture import FEATURE_NAMES
+from strecur._settings import settings
+from strecur.pp import Encoder, load_encoder
+from strecur.pp.image import encoders
+from strecur.pp.image.encoders import FOUNDATION, Foundation, as_encoder, gradient_patch, probe
+from strecur.pp.image.texture import FEATURE_NAMES
 
 RNG = np.random.default_rng(0)
 PATCHES = RNG.integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
@@ -29,11 +31,17 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def on_the_cpu():
+    with settings.override(accelerator="cpu"):
+        yield
+
+
 # Any function
 
 
 def test_function_becomes_an_encoder():
-    encoder = get_encoder(mean_colour)
+    encoder = as_encoder(mean_colour)
     assert (encoder.name, encoder.width, encoder.size) == ("mean_colour", 3, 224)
     features = encoder(PATCHES)
     assert features.dtype == np.float32
@@ -42,7 +50,7 @@ def test_function_becomes_an_encoder():
 
 def test_encoder_is_taken_as_it_is():
     encoder = Encoder("mine", mean_colour, 3, size=64)
-    assert get_encoder(encoder) is encoder
+    assert as_encoder(encoder) is encoder
 
 
 def test_torch_module_is_a_function_too():
@@ -50,7 +58,7 @@ def test_torch_module_is_a_function_too():
         def forward(self, patches):
             return torch.as_tensor(patches).float().mean(dim=(1, 2))
 
-    encoder = get_encoder(Means())
+    encoder = as_encoder(Means())
     assert encoder.name.endswith("Means")
     np.testing.assert_allclose(encoder(PATCHES), mean_colour(PATCHES), rtol=1e-5)
 
@@ -58,11 +66,11 @@ def test_torch_module_is_a_function_too():
 @pytest.mark.parametrize("function", [lambda p: p.mean(), lambda p: p[0], lambda p: p.mean(axis=(1, 2)).repeat(2, 0)])
 def test_function_of_the_wrong_shape(function):
     with pytest.raises(ValueError, match="expected patches × features"):
-        get_encoder(function)
+        as_encoder(function)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_missing_features_are_refused(bad):
+def test_missing_features_raise(bad):
     def encode(patches):
         features = mean_colour(patches)
         features[-1, 1] = bad
@@ -72,7 +80,7 @@ def test_missing_features_are_refused(bad):
         Encoder("mine", encode, 3)(PATCHES)
 
 
-def test_another_number_of_features_is_refused():
+def test_another_number_of_features_raises():
     with pytest.raises(ValueError, match=r"'mine' returned \(3, 3\); expected \(3, 4\)"):
         Encoder("mine", mean_colour, 4)(PATCHES)
 
@@ -89,7 +97,7 @@ def test_probe_tells_encoders_apart():
 
 
 def test_texture_encoder():
-    encoder = get_encoder("texture")
+    encoder = load_encoder("texture")
     assert encoder.width == len(FEATURE_NAMES)
     assert encoder.feature_names == FEATURE_NAMES
     assert encoder.orientation_free
@@ -99,7 +107,7 @@ def test_texture_encoder():
 @pytest.fixture(scope="module")
 def efficientnet() -> Encoder:
     pytest.importorskip("efficientnet_lite_pytorch")
-    return get_encoder("efficientnet-lite0", accelerator="cpu")
+    return load_encoder("efficientnet-lite0")
 
 
 def class_probabilities(encoder: Encoder, image: np.ndarray) -> np.ndarray:
@@ -133,7 +141,7 @@ def test_efficientnet_recognises_what_it_sees(efficientnet, name, classes, proba
 
 def test_efficientnet_needs_no_network(no_network):
     pytest.importorskip("efficientnet_lite_pytorch")
-    assert get_encoder("efficientnet-lite0")(PATCHES[:1]).shape == (1, 1280)
+    assert load_encoder("efficientnet-lite0")(PATCHES[:1]).shape == (1, 1280)
 
 
 def test_features_do_not_depend_on_the_batch(efficientnet):
@@ -165,33 +173,35 @@ def test_encoding_leaves_patches_and_random_state_alone(efficientnet):
 def test_missing_package_is_named(monkeypatch, encoder, module, remedy):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=remedy):
-        get_encoder(encoder)
+        as_encoder(encoder)
 
 
-@pytest.mark.parametrize("encoder", ["texture", "efficientnet-lite0", mean_colour])
+@pytest.mark.parametrize("encoder", ["texture", "efficientnet-lite0"])
 def test_weights_for_an_encoder_without_weights(encoder, tmp_path):
     with pytest.raises(ValueError, match="takes none"):
-        get_encoder(encoder, checkpoint_path=tmp_path)
+        load_encoder(encoder, checkpoint_path=tmp_path)
 
 
 @pytest.mark.parametrize("encoder", ["gigapath", "conch"])
 def test_missing_weights_file(encoder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors or pytorch_model\.bin"):
-        get_encoder(encoder, checkpoint_path=tmp_path)
+        load_encoder(encoder, checkpoint_path=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"weights\.pth"):
-        get_encoder(encoder, checkpoint_path=tmp_path / "weights.pth")
+        load_encoder(encoder, checkpoint_path=tmp_path / "weights.pth")
 
 
 def test_neither_name_nor_function():
     with pytest.raises(TypeError, match="encoder=3"):
-        get_encoder(3)
+        as_encoder(3)
+    with pytest.raises(TypeError, match="takes functions and encoders as they are"):
+        load_encoder(mean_colour)
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
 def test_missing_gpu_is_told():
     pytest.importorskip("efficientnet_lite_pytorch")
-    with pytest.raises(RuntimeError, match="no GPU"):
-        get_encoder("efficientnet-lite0", accelerator="gpu")
+    with settings.override(accelerator="gpu"), pytest.raises(RuntimeError, match="no GPU"):
+        load_encoder("efficientnet-lite0")
 
 
 # timm: small models with random weights stand for the large ones
@@ -232,7 +242,7 @@ def test_local_weights_of_a_timm_model(no_network, tiny, tmp_path, name):
     save(tiny, tmp_path / name)
     cfg = tiny.pretrained_cfg
     for path in (tmp_path, tmp_path / name):
-        encoder = get_encoder(TINY, checkpoint_path=path, accelerator="cpu")
+        encoder = load_encoder(TINY, checkpoint_path=path)
         assert encoder.size == cfg["input_size"][-1] == 160
         expected = expected_features(tiny, 160, cfg["mean"], cfg["std"])
         np.testing.assert_allclose(encoder(PATCHES[:, :160, :160]), expected, atol=1e-5)
@@ -242,7 +252,7 @@ def test_other_weights_have_another_name(timm, tiny, tmp_path):
     save(tiny, tmp_path / "a.pth")
     torch.manual_seed(1)
     save(timm.create_model(TINY, num_classes=7), tmp_path / "b.pth")
-    names = [get_encoder(TINY, checkpoint_path=tmp_path / f"{x}.pth").name for x in "aab"]
+    names = [load_encoder(TINY, checkpoint_path=tmp_path / f"{x}.pth").name for x in "aab"]
     assert names[0] == names[1] != names[2]
     assert names[0].startswith(f"{TINY}@")
 
@@ -252,28 +262,28 @@ def test_known_model_with_local_weights(no_network, monkeypatch, tiny, tmp_path)
     monkeypatch.setitem(FOUNDATION, "uni", Foundation("owner/tiny", TINY, {"img_size": 224}, mean, std))
     save(tiny, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="not those of 'uni'"):  # positions of 160 px do not fit 224 px
-        get_encoder("uni", checkpoint_path=tmp_path)
+        load_encoder("uni", checkpoint_path=tmp_path)
     monkeypatch.setitem(FOUNDATION, "uni", Foundation("owner/tiny", TINY, {"dynamic_img_size": True}, mean, std))
-    encoder = get_encoder("uni", checkpoint_path=tmp_path, accelerator="cpu")
+    encoder = load_encoder("uni", checkpoint_path=tmp_path)
     assert (encoder.name, encoder.size) == ("uni", 224)
-    dynamic = _encoders._timm_from_file("uni", FOUNDATION["uni"], tmp_path / "model.safetensors").eval()
+    dynamic = encoders._timm_from_file("uni", FOUNDATION["uni"], tmp_path / "model.safetensors").eval()
     np.testing.assert_allclose(encoder(PATCHES), expected_features(dynamic, 224, mean, std), atol=1e-5)
 
 
-def test_weights_of_another_model_are_refused(timm, tmp_path):
+def test_weights_of_another_model_raise(timm, tmp_path):
     """timm itself would leave what does not fit at its random start."""
     save(timm.create_model("test_resnet"), tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"model\.safetensors are not those of 'test_vit'"):
-        get_encoder(TINY, checkpoint_path=tmp_path)
+        load_encoder(TINY, checkpoint_path=tmp_path)
 
 
 def test_folder_of_a_hub_model(no_network, timm, tiny, tmp_path):
     save(tiny, tmp_path / "model.safetensors")
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        get_encoder("hf-hub:owner/tiny", checkpoint_path=tmp_path)
+        load_encoder("hf-hub:owner/tiny", checkpoint_path=tmp_path)
     cfg = {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "input_size": [3, 160, 160], "fixed_input_size": True}
     (tmp_path / "config.json").write_text(json.dumps({"architecture": TINY, "num_classes": 7, "pretrained_cfg": cfg}))
-    encoder = get_encoder("hf-hub:owner/tiny", checkpoint_path=tmp_path, accelerator="cpu")
+    encoder = load_encoder("hf-hub:owner/tiny", checkpoint_path=tmp_path)
     expected = expected_features(tiny, 160, cfg["mean"], cfg["std"])
     np.testing.assert_allclose(encoder(PATCHES[:, :160, :160]), expected, atol=1e-5)
 
@@ -285,12 +295,12 @@ def test_offline_without_weights_tells_what_to_get(no_network, timm, monkeypatch
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setitem(FOUNDATION, "gigapath", Foundation("prov-gigapath/prov-gigapath", TINY, {}))
     with pytest.raises(RuntimeError, match=r"not on this computer.*huggingface\.co/.*checkpoint_path=.*texture"):
-        get_encoder(encoder)
+        as_encoder(encoder)
 
 
 def test_unknown_name_lists_what_exists(timm):
-    with pytest.raises(ValueError, match="'gigapth' is neither one of .*gigapath.*timm model"):
-        get_encoder("gigapth")
+    with pytest.raises(ValueError, match=r"'gigapth' is neither one of .*gigapath.*timm model"):
+        load_encoder("gigapth")
 
 
 @pytest.mark.parametrize(
@@ -306,7 +316,7 @@ def test_unknown_name_lists_what_exists(timm):
 def test_architectures_have_the_published_size(timm, name, n_parameters, width):
     known = FOUNDATION[name]
     with torch.device("meta"):
-        model = timm.create_model(known.architecture, num_classes=0, **_encoders._timm_options(known))
+        model = timm.create_model(known.architecture, num_classes=0, **encoders._timm_options(known))
     assert sum(p.numel() for p in model.parameters()) == n_parameters
     assert model.num_features == width
 
@@ -316,14 +326,14 @@ def test_architectures_have_the_published_size(timm, name, n_parameters, width):
 
 def test_tokens_are_pooled_as_class_and_mean_of_patches():
     tokens = torch.arange(24.0).reshape(1, 6, 4)
-    pooled = _encoders._pool(tokens, SimpleNamespace(num_prefix_tokens=3))
+    pooled = encoders._pool(tokens, SimpleNamespace(num_prefix_tokens=3))
     np.testing.assert_allclose(pooled, [[0, 1, 2, 3, 16, 17, 18, 19]])
 
 
 def test_maps_and_vectors_are_pooled():
     maps = torch.arange(8.0).reshape(1, 2, 2, 2)
-    np.testing.assert_allclose(_encoders._pool(maps, None), [[1.5, 5.5]])
-    np.testing.assert_allclose(_encoders._pool(maps[..., 0, 0], None), [[0, 4]])
+    np.testing.assert_allclose(encoders._pool(maps, None), [[1.5, 5.5]])
+    np.testing.assert_allclose(encoders._pool(maps[..., 0, 0], None), [[0, 4]])
 
 
 def test_conch_reads_its_image_tower(monkeypatch, tmp_path):
@@ -338,7 +348,7 @@ def test_conch_reads_its_image_tower(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "conch", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "conch.open_clip_custom", module)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    encoder = get_encoder("conch", checkpoint_path=tmp_path, accelerator="cpu")
+    encoder = load_encoder("conch", checkpoint_path=tmp_path)
     assert asked == [("conch_ViT-B-16", str(tmp_path / "pytorch_model.bin"))]
     white = encoder(np.full((1, 448, 448, 3), 255, dtype=np.uint8))
     np.testing.assert_allclose(

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from strecur._anndata import read_grid, read_sections
 from strecur.pp import to_grid
-from strecur.pp._lattice import local_pitch, place_cells
+from strecur.pp.grid.cells import local_pitch, place_cells
 
 STEPS = {"hex": [(0, 2), (1, 1), (1, -1)], "square": [(0, 1), (1, 0)]}
 
@@ -333,7 +333,7 @@ def test_order_and_origin_do_not_matter(layout):
     rng = np.random.default_rng(8)
     xy = rng.random((800, 2)) * 90 if layout == "irregular" else turn(lattice(layout)[1], 30) * 13
     xy = xy + (0 if layout == "irregular" else rng.normal(0, 0.3, xy.shape))
-    adata, moved = make(xy), make(xy + [12345.0, -777.0])
+    adata, moved = make(xy), make(xy + np.array([12345.0, -777.0]))
     shuffled = adata[rng.permutation(adata.n_obs)].copy()
     for each in (adata, moved, shuffled):
         to_grid(each)
@@ -347,7 +347,7 @@ def test_ties_do_not_depend_on_order_or_origin():
     rng = np.random.default_rng(9)
     xy = rng.permutation(np.stack(np.meshgrid(np.arange(60), np.arange(60)), axis=-1).reshape(-1, 2))[:900] * 0.5
     first = place_cells(xy[np.lexsort(xy.T)], cells_per_pitch=1.5)
-    moved = xy + [0.1, 1e4 / 3]
+    moved = xy + np.array([0.1, 1e4 / 3])
     second = place_cells(moved[np.lexsort(xy.T)], cells_per_pitch=1.5)
     np.testing.assert_array_equal(first.sites, second.sites)
 
@@ -408,7 +408,7 @@ def test_missing_coordinates_raise_with_what_exists():
 def test_duplicated_coordinates_raise():
     xy = np.random.default_rng(0).random((50, 2))
     xy[1] = xy[0]
-    with pytest.raises(ValueError, match="2 spots share their coordinates.*keep one spot of each position"):
+    with pytest.raises(ValueError, match=r"2 spots share their coordinates.*keep one spot of each position"):
         to_grid(make(xy))
     twice = make(np.concatenate([xy[1:], xy[1:]]), section_id=np.repeat([1, 2], 49), batch=np.tile([1], 98))
     with pytest.raises(ValueError, match="library_key='section_id'"):
@@ -419,10 +419,10 @@ def test_duplicated_coordinates_raise():
 
 def test_sections_on_top_of_each_other_raise_even_without_equal_coordinates():
     _, xy = lattice("hex")
-    adata = make(np.concatenate([xy, xy + [0.3, 0.2]]), sample=np.repeat(["a", "b"], len(xy)))
+    adata = make(np.concatenate([xy, xy + np.array([0.3, 0.2])]), sample=np.repeat(["a", "b"], len(xy)))
     with pytest.raises(ValueError, match="on top of each other; pass library_key='sample'"):
         to_grid(adata)
-    beside = make(np.concatenate([xy, xy + [100, 0]]), sample=np.repeat(["a", "b"], len(xy)))
+    beside = make(np.concatenate([xy, xy + np.array([100, 0])]), sample=np.repeat(["a", "b"], len(xy)))
     to_grid(beside)
     assert beside.uns["grid"]["layout"] == "hex"
 

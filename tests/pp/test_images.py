@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from strecur.pp import _images
-from strecur.pp._images import open_image, to_rgb
+from strecur.pp.image import decoding
+from strecur.pp.image.decoding import open_image, to_rgb
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -198,7 +198,7 @@ def test_missing_file():
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.svs"])
 def test_files_that_are_no_images(tmp_path, name):
     (tmp_path / name).write_text("not an image")
-    with pytest.raises(OSError, match="a.* (is not an image|cannot be read as TIFF)"):
+    with pytest.raises(OSError, match=r"a.* (is not an image|cannot be read as TIFF)"):
         open_image(tmp_path / name, label="test")
 
 
@@ -210,7 +210,7 @@ def test_truncated_files_name_the_file(tmp_path, draw_slide, name):
         read(path)
 
 
-def test_decompression_bomb_is_refused_before_decoding(tmp_path):
+def test_decompression_bomb_raises_before_decoding(tmp_path):
     """The header claims 100,000 × 100,000 pixels, for which there would be no memory."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -224,7 +224,7 @@ def test_decompression_bomb_is_refused_before_decoding(tmp_path):
 
 
 def test_large_file_names_the_command_that_makes_it_readable(tmp_path, monkeypatch):
-    monkeypatch.setattr(_images, "MAX_DECODED_PIXELS", 2000)
+    monkeypatch.setattr(decoding, "MAX_DECODED_PIXELS", 2000)
     path = save(tmp_path / "large.png", PIXELS)
     with (
         warnings.catch_warnings(action="error"),
@@ -233,8 +233,8 @@ def test_large_file_names_the_command_that_makes_it_readable(tmp_path, monkeypat
         open_image(path, label="large")
 
 
-def test_a_tiff_in_one_piece_that_is_too_large_is_refused_and_tiles_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(_images, "MAX_DECODED_PIXELS", 2000)
+def test_a_tiff_in_one_piece_that_is_too_large_raises_and_tiles_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_DECODED_PIXELS", 2000)
     whole = save(tmp_path / "whole.tif", PIXELS, rowsperstrip=40, photometric="rgb", compression="zlib")
     with pytest.raises(
         ValueError, match=r"60 × 40 pixels in one piece.*vips tiffsave whole\.tif whole_tiled\.tif --tile"
@@ -246,7 +246,7 @@ def test_a_tiff_in_one_piece_that_is_too_large_is_refused_and_tiles_are_not(tmp_
         np.testing.assert_array_equal(read(path), PIXELS)
 
 
-def test_a_tiff_that_claims_more_pixels_than_a_slide_has_is_refused(tmp_path):
+def test_a_tiff_that_claims_more_pixels_than_a_slide_has_raises(tmp_path):
     """Width and height are overwritten in the file, as no such image can be written."""
     path = save(tmp_path / "huge.tif", PIXELS, tile=(32, 32), photometric="rgb")
     with tifffile.TiffFile(path, mode="r+b") as tif:
@@ -281,7 +281,7 @@ def test_arrays_that_are_no_images(array, message):
         open_image(array, label="test")
 
 
-def test_stack_of_pages_is_refused(tmp_path):
+def test_stack_of_pages_raises(tmp_path):
     path = save(tmp_path / "stack.tif", np.zeros((5, 40, 60), np.uint16), photometric="minisblack")
     with pytest.raises(ValueError, match=r"stack\.tif has axes"):
         open_image(path, label="test")

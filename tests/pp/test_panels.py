@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
+from itertools import pairwise
 
 import anndata as ad
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import scanpy as sc
 from scipy import sparse
 
-from strecur.pp import _panels, high_mean_high_variance_genes
+from strecur.pp import high_mean_high_variance_genes, panels
 
 N_SPOTS, N_GENES = 60, 400
 
@@ -69,9 +70,16 @@ def test_sections_choose_their_variable_genes_separately(counts):
     assert adata.var_names[7] in panel(adata, 30)
 
 
+def test_library_key_of_the_lattice_is_used(counts):
+    stored = counts.copy()
+    stored.uns["grid"] = {"params": {"library_key": "section"}}
+    assert panel(stored, 30, library_key=None) == panel(counts, 30)
+    assert panel(counts, 30, library_key=None) != panel(counts, 30)
+
+
 def test_panel_grows_with_the_cutoff(counts):
     panels = [set(panel(counts, cutoff=cutoff)) for cutoff in range(20, 100, 16)]
-    assert all(small <= large for small, large in zip(panels, panels[1:], strict=False))
+    assert all(small <= large for small, large in pairwise(panels))
     assert len(panels[0]) < len(panels[-1])
 
 
@@ -153,14 +161,14 @@ def test_wrong_arguments(counts, options, error, message):
         panel(counts, **options)
 
 
-def test_what_is_not_counts_is_refused(counts):
+def test_what_is_not_counts_raises(counts):
     adata = counts.copy()
     sc.pp.log1p(adata)
     with pytest.raises(ValueError, match="counts are needed"):
         panel(adata, 50)
 
 
-def test_section_of_one_spot_is_refused(counts):
+def test_section_of_one_spot_raises(counts):
     with pytest.raises(ValueError, match="section 'B' has 1 spots with counts"):
         panel(counts[: N_SPOTS + 1].copy(), 50)
 
@@ -194,7 +202,7 @@ def test_panels_of_her2st(her2st, monkeypatch):
     union and leaves 304 more genes common to all sections; other genes then stand among the first 350 of both lists.
     """
     assert her2st.shape == (10_062, 12_175)
-    variable, remembered = _panels._variable_genes, []
+    variable, remembered = panels._variable_genes, []
 
     def once(*arguments):
         """Which genes vary in a section does not depend on the cut-off, and takes nearly all of the time."""
@@ -202,7 +210,7 @@ def test_panels_of_her2st(her2st, monkeypatch):
             remembered.append(variable(*arguments))
         return remembered[0]
 
-    monkeypatch.setattr(_panels, "_variable_genes", once)
+    monkeypatch.setattr(panels, "_variable_genes", once)
     found = {
         cutoff: high_mean_high_variance_genes(her2st, cutoff=cutoff, library_key="section")
         for cutoff in (347, 350, 352)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from dataclasses import FrozenInstanceError, fields
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,11 @@ import pytest
 from anndata import AnnData, concat, read_h5ad, read_zarr
 from PIL import Image
 
-from strecur._symmetry import COMPOSE, NAMES, transform_coords, transform_patch
-from strecur.pp import Encoder, embed_patches, fit_stain_reference
-from strecur.pp._images import open_image
-from strecur.pp._placement import cut
+from strecur._geometry import COMPOSE, NAMES, transform_coords, transform_patch
+from strecur._settings import settings
+from strecur.pp import Encoder, Patches, embed_patches, fit_stain_reference, to_grid
+from strecur.pp.image.cutting import cut
+from strecur.pp.image.decoding import open_image
 
 SIDE = 8
 N_ROWS, N_COLS = 5, 7
@@ -40,8 +42,16 @@ def two_sections() -> AnnData:
     return adata
 
 
+@pytest.fixture(autouse=True)
+def silent_on_the_cpu():
+    with settings.override(progress=False, accelerator="cpu"):
+        yield
+
+
 def embed(adata: object, image: object = IMAGE, **options) -> AnnData | None:
-    return embed_patches(adata, image, **{"encoder": PIXELS, "patch_px": SIDE, "progress": False, **options})
+    """Embed patches of one square each; options of patches are given by their names."""
+    patches = {name: options.pop(name) for name in [*options] if name in {f.name for f in fields(Patches)}}
+    return embed_patches(adata, image, **{"encoder": PIXELS, "patches": {"px": SIDE, **patches}, **options})
 
 
 def tiles(image: np.ndarray = IMAGE) -> np.ndarray:
@@ -91,7 +101,7 @@ def test_order_of_spots_is_kept():
 
 def test_beyond_the_border_is_white():
     adata = spots(np.array([0]), np.array([0]))
-    embed(adata, patch_px=2 * SIDE, encoder=Encoder("pixels", PIXELS.encode, 4 * SIDE * SIDE * 3, size=2 * SIDE))
+    embed(adata, px=2 * SIDE, encoder=Encoder("pixels", PIXELS.encode, 4 * SIDE * SIDE * 3, size=2 * SIDE))
     patch = adata.obsm["X_patch"].reshape(2 * SIDE, 2 * SIDE, 3)
     assert (patch[: SIDE // 2] == 255).all()
     assert (patch[:, : SIDE // 2] == 255).all()
@@ -114,13 +124,13 @@ def test_large_patches_are_shrunk_by_averaging():
     blocks = np.kron(np.random.default_rng(0).integers(50, 200, (4, 4)), np.ones((16, 16)))
     image = np.repeat(blocks[..., None], 3, axis=-1).astype(np.uint8)
     adata = spots(np.array([0]), np.array([0]), side=64)
-    embed(adata, image, patch_px=64, encoder=Encoder("small", lambda p: p.reshape(len(p), -1), 48, size=4))
+    embed(adata, image, px=64, encoder=Encoder("small", lambda p: p.reshape(len(p), -1), 48, size=4))
     np.testing.assert_allclose(adata.obsm["X_patch"].reshape(4, 4, 3)[..., 0], blocks[8::16, 8::16], atol=25)
 
 
 def test_micrometres_become_pixels():
     by_um = spots(*lattice())
-    embed(by_um, patch_px=None, patch_um=4.0, mpp=0.5)
+    embed(by_um, px=None, um=4.0, mpp=0.5)
     np.testing.assert_array_equal(by_um.obsm["X_patch"], tiles())
     row = by_um.uns["X_patch"]["sections"].loc["section"]
     assert (row["patch_px"], row["patch_um"], row["mpp"]) == (8, 4, 0.5)
@@ -130,7 +140,7 @@ def test_micrometres_become_pixels():
 def test_coordinates_of_the_full_image_fit_a_smaller_one(per_section):
     adata = spots(*lattice())
     adata.obsm["spatial"] *= 10
-    embed(adata, patch_px=10 * SIDE, image_scale={"section": 0.1} if per_section else 0.1)
+    embed(adata, px=10 * SIDE, image_scale={"section": 0.1} if per_section else 0.1)
     np.testing.assert_array_equal(adata.obsm["X_patch"], tiles())
 
 
@@ -144,7 +154,7 @@ def test_tissue_fraction_is_that_of_the_patch(draw_slide):
     slide = draw_slide()
     row, col = lattice(11, 15)
     adata = spots(row, col, side=20)
-    embed(adata, slide.rgb, patch_px=20, encoder=MEANS)
+    embed(adata, slide.rgb, px=20, encoder=MEANS)
     expected = [slide.tissue[20 * r : 20 * r + 20, 20 * c : 20 * c + 20].mean() for r, c in zip(row, col, strict=True)]
     np.testing.assert_allclose(adata.obs["X_patch_tissue_fraction"], expected, atol=0.05)
     assert adata.obs["X_patch_tissue_fraction"].dtype == np.float32
@@ -187,7 +197,58 @@ def test_encoder_without_orientation_is_asked_once():
     np.testing.assert_array_equal(adata.obsm["X_patch_d4"], np.repeat(adata.obsm["X_patch"][:, None], 8, axis=1))
 
 
+# Options
+
+
+def test_options_are_an_object_or_a_mapping():
+    one, other = spots(*lattice()), spots(*lattice())
+    embed_patches(one, IMAGE, encoder=PIXELS, patches=Patches(px=SIDE, batch_size=3))
+    embed_patches(other, IMAGE, encoder=PIXELS, patches={"px": SIDE, "batch_size": 3})
+    assert contents(one) == contents(other)
+
+
+@pytest.mark.parametrize(
+    ("patches", "message"),
+    [
+        ({"pix": 8}, "patches has no option 'pix'; did you mean 'px'?"),
+        ({"patch_um": 8}, "patches has no option 'patch_um'; did you mean 'um'?"),
+        ({"batchsize": 8}, "did you mean 'batch_size'?"),
+        ({"mpp": 0.5}, "patches has no option 'mpp'; mpp is an argument of embed_patches itself"),
+        ({"zzz": 1}, "there are ['um', 'px', 'image_scale', 'stain_reference', 'batch_size']"),
+        (112, "patches=112: pass a strecur.pp.Patches, or a mapping of its options"),
+        ({"um": "112"}, "um='112': pass a number"),
+        ({"image_scale": {"A": "1"}}, "section 'A': image_scale='1': pass a number"),
+        ({"batch_size": 1.5}, "batch_size=1.5: pass a whole number"),
+        ({"stain_reference": 3}, "pass the result of strecur.pp.fit_stain_reference"),
+    ],
+)
+def test_wrong_options_raise_with_the_nearest_name(patches, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        embed_patches(spots(*lattice()), IMAGE, encoder=PIXELS, patches=patches)
+
+
+def test_options_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        Patches().um = 3
+
+
 # Several sections
+
+
+def test_library_key_of_the_lattice_is_used():
+    adata, images = two_sections(), {"A": IMAGE, "B": IMAGE[::-1].copy()}
+    given = adata.copy()
+    embed(given, images, library_key="section", encoder=MEANS)
+    with pytest.raises(KeyError, match="which are not sections"):
+        embed(adata, images, encoder=MEANS)
+    to_grid(adata, library_key="section")
+    assert adata.uns["grid"]["params"]["library_key"] == "section"
+    embed(adata, images, encoder=MEANS)
+    np.testing.assert_array_equal(adata.obsm["X_patch"], given.obsm["X_patch"])
+    assert adata.uns["X_patch"]["sections"].equals(given.uns["X_patch"]["sections"])
+    adata.obs = adata.obs.rename(columns={"section": "slide"})
+    with pytest.raises(KeyError, match="which are not sections"):  # the column is gone, so all spots are one section
+        embed(adata, images, encoder=MEANS)
 
 
 def test_sections_have_their_own_images():
@@ -248,7 +309,7 @@ def test_interrupted_run_goes_on_where_it_was(views, caplog):
         embed(adata, encoder=Encoder("means", first, 3, size=SIDE), **options)
     done = np.isfinite(adata.obsm["X_patch"]).all(axis=1)
     assert 5 < done.sum() < adata.n_obs
-    assert "run again to go on" in caplog.text
+    assert "run again to continue" in caplog.text
     embed(adata, encoder=Encoder("means", second, 3, size=SIDE), **options)
     assert second.seen == (~done).sum() * views + 1
     np.testing.assert_array_equal(adata.obsm["X_patch"], whole.obsm["X_patch"])
@@ -279,7 +340,7 @@ def test_what_was_embedded_otherwise_is_embedded_anew(change):
     else:
         side = SIDE + 2
     for one in (adata, fresh):
-        embed(one, image, patch_px=side)
+        embed(one, image, px=side)
     np.testing.assert_array_equal(adata.obsm["X_patch"], fresh.obsm["X_patch"])
     assert contents(adata) == contents(fresh)
 
@@ -360,7 +421,7 @@ def test_result_can_be_saved_and_read(draw_slide, tmp_path, form):
     slide = draw_slide()
     adata = spots(*lattice(2, 3), side=100)
     reference = fit_stain_reference(adata, slide.rgb)
-    embed(adata, slide.rgb, encoder="texture", patch_px=100, views=8, stain_reference=reference)
+    embed(adata, slide.rgb, encoder="texture", px=100, views=8, stain_reference=reference)
     path = tmp_path / f"a.{form}"
     getattr(adata, f"write_{form}")(path)
     again = (read_h5ad if form == "h5ad" else read_zarr)(path)
@@ -371,9 +432,10 @@ def test_result_can_be_saved_and_read(draw_slide, tmp_path, form):
 
 
 def test_progress_is_one_bar_that_can_be_silenced(capsys):
-    embed(spots(*lattice()), progress=True)
+    with settings.override(progress=True):
+        embed(spots(*lattice()))
     assert "35/35" in capsys.readouterr().err
-    embed(spots(*lattice()), progress=False)
+    embed(spots(*lattice()))
     assert capsys.readouterr().err == ""
 
 
@@ -390,7 +452,7 @@ def test_stain_reference_makes_sections_alike(draw_slide):
     reference = fit_stain_reference(adata, images, library_key="section", sections=["train"])
     gaps = []
     for options in ({}, {"stain_reference": reference}):
-        embed(adata, images, library_key="section", patch_px=20, encoder=MEANS, **options)
+        embed(adata, images, library_key="section", px=20, encoder=MEANS, **options)
         a, b = np.split(adata.obsm["X_patch"], 2)
         gaps.append(np.abs(a - b).mean())
     assert gaps[1] < 0.2 * gaps[0]
@@ -460,7 +522,7 @@ def test_spots_of_visium_are_the_ruler(missing):
     adata = visium(40.0)
     if missing:
         adata.obsm["spatial"][3] = np.nan
-    embed(adata, None, patch_px=None, encoder=MEANS)
+    embed(adata, None, px=None, encoder=MEANS)
     row = adata.uns["X_patch"]["sections"].loc["section"]
     assert row["mpp"] == pytest.approx(2.5, rel=1e-6)
     assert row["patch_um"] == pytest.approx(112)
@@ -469,14 +531,14 @@ def test_spots_of_visium_are_the_ruler(missing):
 def test_diameter_of_a_spot_is_the_ruler_without_array_positions():
     adata = visium(40.0)
     del adata.obs["array_row"]
-    embed(adata, None, patch_px=None, encoder=MEANS)
+    embed(adata, None, px=None, encoder=MEANS)
     assert adata.uns["X_patch"]["sections"].loc["section", "mpp"] == pytest.approx(65 / 24)
 
 
 def test_recorded_scale_is_taken():
     adata = visium(40.0)
     adata.uns["spatial"]["lib"]["scalefactors"]["microns_per_pixel"] = 3.0
-    embed(adata, None, patch_px=None, patch_um=60, encoder=MEANS)
+    embed(adata, None, px=None, um=60, encoder=MEANS)
     assert adata.uns["X_patch"]["sections"].loc["section", "patch_px"] == 20
 
 
@@ -508,13 +570,13 @@ def spatial_data(scale: float = 1.0, *, n_tables: int = 1):
 @pytest.mark.parametrize("scale", [1.0, 4.0, 0.5])
 def test_image_element_is_placed_by_its_transformation(scale):
     sdata = spatial_data(scale)
-    embed(sdata, "he", patch_px=SIDE * scale)
+    embed(sdata, "he", px=SIDE * scale)
     table = sdata["table0"]
     np.testing.assert_array_equal(table.obsm["X_patch"], tiles())
     assert table.uns["X_patch"]["sections"].loc["section", "scale"] == pytest.approx(1 / scale)
 
 
-def test_rotated_image_element_is_refused():
+def test_rotated_image_element_raises():
     from spatialdata.transformations import Affine, set_transformation
 
     sdata = spatial_data()
@@ -555,7 +617,7 @@ def test_sections_may_be_regions_with_their_own_images_and_coordinates():
     with pytest.raises(ValueError, match=r"belong to several regions, \['A', 'B'\]; pass library_key"):
         embed(sdata, "heA")
     embed(sdata, {"A": "heA"}, library_key="region")
-    embed(sdata, {"B": "heB"}, library_key="region", patch_px=4 * SIDE)
+    embed(sdata, {"B": "heB"}, library_key="region", px=4 * SIDE)
     np.testing.assert_array_equal(sdata["table"].obsm["X_patch"], np.tile(tiles(), (2, 1)))
     assert sdata["table"].uns["X_patch"]["sections"]["scale"].to_dict() == pytest.approx({"A": 1, "B": 0.25})
 
@@ -621,10 +683,10 @@ def at(xy: list) -> AnnData:
         (at([np.nan, 10]), {}, ValueError, "none of its 35 spots has coordinates"),
         (at([9, 9]), {"encoder": failing}, ValueError, "returned NaN or infinite"),
         (at([9, 9]), {"encoder": Encoder("bad", MEANS.encode, 4, SIDE)}, ValueError, r"expected \(1, 4\)"),
-        (at([9, 9]), {"patch_px": None}, ValueError, "scale of section 'section' is unknown"),
-        (at([9, 9]), {"patch_um": 10, "mpp": 1}, ValueError, "not both"),
-        (at([9, 9]), {"patch_px": -3}, ValueError, "positive"),
-        (at([9, 9]), {"patch_px": 500}, ValueError, "a patch of 500 pixels for an image of 56 × 40"),
+        (at([9, 9]), {"px": None}, ValueError, "scale of section 'section' is unknown"),
+        (at([9, 9]), {"um": 10, "mpp": 1}, ValueError, "not both"),
+        (at([9, 9]), {"px": -3}, ValueError, "positive"),
+        (at([9, 9]), {"px": 500}, ValueError, "a patch of 500 pixels for an image of 56 × 40"),
         (at([9, 9]), {"mpp": -1.0}, ValueError, "mpp=-1.0"),
         (at([9, 9]), {"image_scale": 0.0}, ValueError, "image_scale=0.0"),
         (at([9, 9]), {"views": 4}, ValueError, "views=4"),
@@ -656,18 +718,18 @@ def test_damaged_second_image_leaves_everything_as_it_was(tmp_path):
     assert contents(adata) == before
 
 
-def test_image_of_another_section_is_refused_if_the_spots_miss_it():
+def test_image_of_another_section_raises_if_the_spots_miss_it():
     adata = two_sections()
-    with pytest.raises(ValueError, match="section 'B': .* Is it the image of this section"):
+    with pytest.raises(ValueError, match=r"section 'B': .* Is it the image of this section"):
         embed(adata, {"A": IMAGE, "B": IMAGE[: 2 * SIDE]}, library_key="section")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"patch_px": 4}, r"a patch of 4 pixels of the image .* is smaller than a nucleus"),
-        ({"patch_px": None, "patch_um": 4, "mpp": 0.1}, r"a patch of 40 pixels \(4 µm\) .* is smaller than a nucleus"),
-        ({"patch_px": 50}, r"a patch of 50 pixels is larger than the tissue \(the spots span 48 pixels\)"),
+        ({"px": 4}, r"a patch of 4 pixels of the image .* is smaller than a nucleus"),
+        ({"px": None, "um": 4, "mpp": 0.1}, r"a patch of 40 pixels \(4 µm\) .* is smaller than a nucleus"),
+        ({"px": 50}, r"a patch of 50 pixels is larger than the tissue \(the spots span 48 pixels\)"),
     ],
 )
 def test_wrong_scale_is_told_with_the_numbers(options, message, caplog):
@@ -693,7 +755,7 @@ def test_good_input_is_silent(draw_slide, caplog):
     caplog.set_level(logging.WARNING)
     adata = spots(*lattice(2, 3), side=40)
     adata.obsm["spatial"] += (130, 70)
-    embed(adata, draw_slide().rgb, encoder=MEANS, patch_px=40)
+    embed(adata, draw_slide().rgb, encoder=MEANS, px=40)
     assert caplog.records == []
 
 
@@ -709,7 +771,7 @@ def test_real_section_with_texture(data_dir, caplog):
     caplog.set_level(logging.WARNING)
     adata = twelve_spots(data_dir)
     image = data_dir / "her2st" / "images" / "C2.jpg"
-    embed(adata, image, encoder="texture", library_key="sample", patch_px=None, mpp=200 / 289)
+    embed(adata, image, encoder="texture", library_key="sample", px=None, mpp=200 / 289)
     assert caplog.records == []
     assert np.isfinite(adata.obsm["X_patch"]).all()
     assert (adata.obs["X_patch_tissue_fraction"] > 0.3).all()
@@ -731,7 +793,7 @@ def test_real_views_are_those_of_the_turned_section(data_dir):
     # Coordinates count from the border of a pixel, sites from its middle.
     row, col = transform_coords(*(adata.obsm["spatial"].T[::-1] - 0.5), g, height, width)
     turned.obsm["spatial"] = np.column_stack([col, row]) + 0.5
-    options = {"encoder": "efficientnet-lite0", "patch_px": 224, "accelerator": "cpu"}
+    options = {"encoder": "efficientnet-lite0", "px": 224}
     embed(adata, piece, views=8, **options)
     embed(turned, np.ascontiguousarray(transform_patch(piece, g)), **options)
     views, spread = adata.obsm["X_patch_d4"], adata.obsm["X_patch"].std()
@@ -753,7 +815,7 @@ def test_visium_with_the_low_resolution_image(data_dir, caplog):
     factors = json.loads((images / "151673_scalefactors.json").read_text())
     pixels = np.asarray(Image.open(images / "151673_tissue_lowres_image.png").convert("RGB"))
     adata.uns["spatial"] = {"151673": {"images": {"lowres": pixels}, "scalefactors": factors}}
-    embed(adata, None, encoder=MEANS, patch_px=None)
+    embed(adata, None, encoder=MEANS, px=None)
     row = adata.uns["X_patch"]["sections"].loc["section"]
     assert row["mpp"] == pytest.approx(100 / 137, rel=0.03)
     assert row["n_outside"] == 0

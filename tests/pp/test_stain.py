@@ -9,8 +9,8 @@ import pytest
 from anndata import AnnData
 
 from strecur.pp import fit_stain_reference
-from strecur.pp._images import open_image
-from strecur.pp._stain import (
+from strecur.pp.image.decoding import open_image
+from strecur.pp.image.stain import (
     StainNormalizer,
     fit_stains,
     optical_density,
@@ -147,6 +147,13 @@ def test_sections_count_alike_whatever_their_size(draw_slide):
     # The extremes of a mixture lie at one of the two: haematoxylin at the bluer one, eosin at the redder one.
     assert np.minimum(to_small, to_large).max() < 6
     assert sorted(both["sections"]) == ["test", "train"]
+
+
+def test_library_key_of_the_lattice_is_used(draw_slide):
+    images, adata = {"train": draw_slide().rgb, "test": draw_slide(**BLUISH).rgb}, two_sections()
+    given = fit_stain_reference(adata, images, library_key="section")
+    adata.uns["grid"] = {"params": {"library_key": "section"}}
+    assert fit_stain_reference(adata, images) == given
 
 
 def test_reference_can_be_saved_as_json(draw_slide, tmp_path):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from anndata import read_h5ad
 
-from strecur._symmetry import transform_patch
-from strecur.pp._images import open_image
-from strecur.pp._placement import cut
-from strecur.pp._stain import TYPICAL_STAINS
-from strecur.pp._texture import FEATURE_NAMES, SIZE, texture_features
+from strecur._geometry import transform_patch
+from strecur.pp.image.cutting import cut
+from strecur.pp.image.decoding import open_image
+from strecur.pp.image.stain import TYPICAL_STAINS
+from strecur.pp.image.texture import FEATURE_NAMES, SIZE, texture_features
 
 STAINS = TYPICAL_STAINS / np.linalg.norm(TYPICAL_STAINS, axis=1, keepdims=True)
 ROW, COL = np.indices((SIZE, SIZE))

@@ -8,6 +8,7 @@ from anndata import read_h5ad
 from PIL import Image
 from scipy.spatial import cKDTree
 
+from strecur._settings import settings
 from strecur.pp import embed_patches, tile_image
 
 TISSUE = np.full((200, 300, 3), (200, 100, 160), dtype=np.uint8)
@@ -82,7 +83,8 @@ def test_file_is_found_again_by_embed_patches(draw_slide, tmp_path):
     Image.fromarray(draw_slide().rgb).save(path)
     adata = tile_image(path, pitch_um=100, mpp=5)
     assert adata.obs["section"].cat.categories.tolist() == ["my_slide_1_"]
-    embed_patches(adata, encoder=lambda p: p.mean(axis=(1, 2)), patch_um=100, library_key="section", progress=False)
+    with settings.override(progress=False):
+        embed_patches(adata, encoder=lambda p: p.mean(axis=(1, 2)), patches={"um": 100})
     sections = adata.uns["X_patch"]["sections"]
     assert sections.loc["my_slide_1_", ["patch_px", "mpp", "image"]].tolist() == [20, 5, path.name]
     # Where tissue is, patches are red and blue rather than green.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import calls
 import pytest
 from toy_histology import join, make_section
 
@@ -25,7 +26,7 @@ def make_sections() -> AnnData:
 
 
 def train(adata: AnnData, label_key: str = "domain", **options: object) -> DomainModel:
-    return st.tl.train_domains(adata, label_key, **{"library_key": "section", **SMALL, **QUICK, **options})
+    return calls.train_domains(adata, label_key, **{"library_key": "section", **SMALL, **QUICK, **options})
 
 
 @pytest.fixture(scope="session")

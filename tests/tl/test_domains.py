@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anndata as ad
+import calls
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ import torch
 from scipy import sparse
 
 import strecur as st
-from strecur.tl._labels import settling_steps
+from strecur.tl._reasoning import settling_steps
 
 from .conftest import SMALL, train
 
@@ -21,7 +22,7 @@ APPLY = {"library_key": "section", "accelerator": "cpu", "precision": "32-true",
 
 
 def apply(adata: ad.AnnData, model: DomainModel, **options: object) -> ad.AnnData:
-    return st.tl.trm_domains(adata, model, **{**APPLY, "copy": True, **options})
+    return calls.trm_domains(adata, model, **{**APPLY, "copy": True, **options})
 
 
 def states(model: DomainModel) -> dict[str, np.ndarray]:
@@ -58,7 +59,7 @@ def test_training_starts_from_the_linear_model(architecture, sections):
 def test_of_many_spots_the_network_learns_without_a_linear_start(sections, monkeypatch):
     seen = int(sections.obs["domain"].notna().sum())
     for few, starts in ((seen, False), (seen + 1, True)):
-        monkeypatch.setattr("strecur.tl._train_domains.FEW_SPOTS", few)
+        monkeypatch.setattr("strecur.models.domain_task.FEW_SPOTS", few)
         model = train(sections, max_epochs=1, validation=None)
         assert (model.network.linear_start is not None) == starts
 
@@ -98,7 +99,7 @@ def test_training_goes_beyond_the_linear_model():
 
 def test_what_is_written(sections, trained):
     before = sections.copy()
-    assert st.tl.trm_domains(sections, trained, **APPLY, key_added="k", depth=3) is None
+    assert calls.trm_domains(sections, trained, **APPLY, key_added="k", depth=3) is None
     n = sections.n_obs
     assert set(sections.obs) - set(before.obs) == {"k", "k_confidence", "k_settling_step", "k_linear"}
     assert set(sections.obsm) - set(before.obsm) == {"k_proba", "k_latent", "k_steps"}
@@ -196,7 +197,7 @@ def test_every_kind_of_matrix_works(kind, sections, trained, tmp_path):
         found = apply(ad.read_h5ad(tmp_path / "a.h5ad", backed="r"), trained)
     elif kind == "view":
         view = sections[np.arange(sections.n_obs)]
-        st.tl.trm_domains(view, trained, **APPLY)
+        calls.trm_domains(view, trained, **APPLY)
         found = view
     else:
         matrix = sections.X.toarray()
@@ -235,8 +236,8 @@ def test_spatialdata(sections, trained):
         tables={"counts": TableModel.parse(sections.copy()), "other": TableModel.parse(sections[:5].copy())}
     )
     with pytest.raises(KeyError, match="counts.*other"):
-        st.tl.trm_domains(sdata, trained, **APPLY)
-    st.tl.trm_domains(sdata, trained, **APPLY, table_key="counts")
+        calls.trm_domains(sdata, trained, **APPLY)
+    calls.trm_domains(sdata, trained, **APPLY, table_key="counts")
     found = sdata.tables["counts"]
     assert np.array_equal(found.obsm["trm_domains_proba"], expected.obsm["trm_domains_proba"])
     again = SpatialData(tables={"table": TableModel.parse(found)})
@@ -288,10 +289,9 @@ def test_two_domains_and_one_section_without_library_key(sections):
 
 
 def model_features(model: DomainModel, adata: ad.AnnData) -> np.ndarray:
-    from strecur._anndata import read_grid, read_sections
+    from strecur._anndata import read_section_data
 
-    sections = read_sections(adata, None)
-    return model.features.transform(adata, sections, read_grid(adata, sections))
+    return model.features.inputs(read_section_data(adata, None)).columns_NF
 
 
 def test_a_domain_of_the_validation_section_alone_is_dropped(sections, caplog):
@@ -328,7 +328,7 @@ BAD_TRAINING = {
         "domains are categories",
     ),
     "no lattice": (lambda a: a.obsm.__delitem__("grid"), KeyError, r"grid.*to_grid"),
-    "lattice of joined sections": (lambda a: {"library_key": None}, ValueError, "library_key"),
+    "lattice of joined sections": (lambda a: {"library_key": a.uns["grid"].pop("params") and None}, ValueError, "library_key"),
     "log values": (lambda a: setattr(a, "X", np.log1p(a.X.toarray())), ValueError, "raw counts"),
     "negative values": (lambda a: setattr(a, "X", -a.X.toarray()), ValueError, "negative"),
     "infinite values": (lambda a: setattr(a, "X", np.full(a.shape, np.inf)), ValueError, "infinite"),
@@ -363,7 +363,7 @@ BAD_PREDICTION = {
     "depth": (lambda a: {"depth": 0}, ValueError, "depth=0: at least one"),
     "breadth": (lambda a: {"breadth": 0}, ValueError, "breadth=0: at least one"),
     "noise": (lambda a: {"noise": -1.0}, ValueError, "not be negative"),
-    "selection": (lambda a: {"selection": "best"}, ValueError, "converged.*mean.*vote"),
+    "selection": (lambda a: {"selection": "best"}, ValueError, "converged.*vote.*mean"),
     "threshold": (lambda a: {"halt_threshold": 1.0}, ValueError, "between 0 and 1"),
     "key": (lambda a: {"key_added": "a/b"}, ValueError, "legal key"),
     "library_key": (lambda a: {"library_key": "slide"}, KeyError, "slide"),
@@ -380,7 +380,7 @@ def test_bad_prediction_input_is_named_and_changes_nothing(case, sections, train
     options = change(sections) or {}
     before = sections.copy()
     with pytest.raises(error, match=message):
-        st.tl.trm_domains(sections, trained, **{**APPLY, **options})
+        calls.trm_domains(sections, trained, **{**APPLY, **options})
     assert set(sections.obs) == set(before.obs)
     assert set(sections.obsm) == set(before.obsm)
     assert set(sections.uns) == set(before.uns)
@@ -388,9 +388,9 @@ def test_bad_prediction_input_is_named_and_changes_nothing(case, sections, train
 
 def test_no_object_and_no_spots(sections, trained):
     with pytest.raises(TypeError, match="expected an AnnData"):
-        st.tl.trm_domains(sections.X, trained)
+        calls.trm_domains(sections.X, trained)
     with pytest.raises(ValueError, match="no spots"):
-        st.tl.trm_domains(sections[:0].copy(), trained)
+        calls.trm_domains(sections[:0].copy(), trained)
 
 
 def test_names_that_are_not_unique_work(sections, trained):
@@ -402,6 +402,6 @@ def test_names_that_are_not_unique_work(sections, trained):
 
 
 def test_the_dense_backbone_refuses_what_would_not_end(sections, monkeypatch):
-    monkeypatch.setattr("strecur.tl._plan.MAX_DENSE_SPOTS", 100)
+    monkeypatch.setattr("strecur.nn.DenseConfig.max_spots", 100)
     with pytest.raises(ValueError, match="dense backbone is for at most 100.*windowed"):
         train(sections, backbone="dense")

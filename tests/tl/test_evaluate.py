@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import calls
 import numpy as np
 import pandas as pd
 import pytest
 import toy_histology
+from calls import grouped
 from toy_histology import join, make_section
 
 import strecur as st
 from strecur.nn import TRMConfig
-from strecur.tl import _evaluate_tasks
+from strecur.tl import _scoring
 
 from .conftest import SMALL
 
@@ -17,10 +19,10 @@ TRAINING = {**SMALL, "neighbours": (7,), "max_epochs": 1}
 TIMES = ["train_seconds", "predict_seconds", "peak_memory_gb"]
 
 
-def evaluate(adata, **options):
-    return st.tl.cross_validate(
-        adata, "domains", **{**RUN, "label_key": "domain", "seeds": (0,), "training": TRAINING, **options}
-    )
+def evaluate(adata, label_key="domain", **options):
+    options = {"library_key": "section", "seeds": (0,), "train": TRAINING, **options}
+    options["train"] = grouped("train_domains", **options["train"])
+    return st.tl.cross_validate(adata, label_key, **options)
 
 
 @pytest.fixture
@@ -28,9 +30,9 @@ def models(monkeypatch) -> list:
     """Return the models that are trained from here on."""
     trained = []
     for name in ("train_domains", "train_expression"):
-        verb = getattr(_evaluate_tasks, name)
+        verb = getattr(_scoring, name)
         monkeypatch.setattr(
-            _evaluate_tasks,
+            _scoring,
             name,
             lambda *args, verb=verb, **options: trained.append(verb(*args, **options)) or trained[-1],
         )
@@ -58,8 +60,8 @@ def test_every_section_is_held_out_once_by_every_method_and_seed(table):
 
 def test_scores_are_those_of_train_and_predict_by_hand(sections, table):
     train, test = (sections[rows].copy() for rows in (sections.obs["section"] != "S2", sections.obs["section"] == "S2"))
-    model = st.tl.train_domains(train, "domain", **RUN, **TRAINING, rng=1)
-    st.tl.trm_domains(test, model, **RUN)
+    model = calls.train_domains(train, "domain", **RUN, **TRAINING, rng=1)
+    calls.trm_domains(test, model, **RUN)
     rows = table.query("group == 'S2' and seed == 1").set_index("method")
     for method, key in (("trm", "trm_domains"), ("linear", "trm_domains_linear")):
         for name, score in st.metrics.domain_scores(test.obs["domain"], test.obs[key]).items():
@@ -110,12 +112,12 @@ def scrambled(adata, name, seed=0):
 def test_nothing_is_learned_from_what_is_held_out(task, sections, models):
     options = {"groups": ["S3"], "seeds": (0,), "architectures": ("feedforward",)}
     if task == "domains":
-        adata, options = sections, options | {"label_key": "domain", "training": {**TRAINING, "n_genes": 40}}
+        adata, options = sections, options | {"train": {**TRAINING, "n_genes": 40}}
     else:
         adata = join(*(make_section(f"S{k}", k) for k in (1, 2, 3)))
-        options |= {"training": {**toy_histology.SMALL, "genes": 5, "max_epochs": 1}}
+        options |= {"label_key": None, "train": {**toy_histology.SMALL, "genes": 5, "max_epochs": 1}}
     for changed in (adata, scrambled(adata, "S3"), scrambled(adata, "S1")):
-        st.tl.cross_validate(changed, task, **RUN, **options)
+        evaluate(changed, **options)
     reference, of_test, of_training = map(fitted, models)
     genes = [m.features.source.genes if task == "domains" else m.genes for m in models]
     assert genes[0] == genes[1]
@@ -130,8 +132,8 @@ def test_patients_are_held_out_whole(models):
     patients = {"S1": "P1", "S2": "P2", "S3": "P1", "S4": "P2"}
     adata.obs["patient"] = adata.obs["section"].astype(str).map(patients)
     training = {**toy_histology.SMALL, "genes": 5, "max_epochs": 1, "target": "log2_normalised"}
-    options = {"group_key": "patient", "seeds": (0,), "training": training, "architectures": "feedforward"}
-    table = st.tl.cross_validate(adata, "expression", **RUN, **options)
+    options = {"group_key": "patient", "seeds": (0,), "train": training, "architectures": "feedforward"}
+    table = evaluate(adata, None, **options)
     assert table["method"].tolist() == ["linear", "feedforward"] * 2
     assert [sorted(m.sections) for m in models] == [["S2", "S4"], ["S1", "S3"]]
     assert (table["shared_donor"] == False).all()  # noqa: E712
@@ -140,7 +142,7 @@ def test_patients_are_held_out_whole(models):
 
     # scores are means over the sections of the patient
     test = adata[adata.obs["patient"] == "P1"].copy()
-    st.tl.predict_expression(test, models[0], **RUN)
+    calls.predict_expression(test, models[0], **RUN)
     truth, parts = models[0].measure(test), []
     for name in ("S1", "S3"):
         rows = (test.obs["section"] == name).to_numpy()
@@ -150,8 +152,8 @@ def test_patients_are_held_out_whole(models):
         assert row[score] == pytest.approx(np.mean([part[score] for part in parts]))
     assert row["n_spots"] == test.n_obs
 
-    by_section = st.tl.cross_validate(
-        adata, "expression", **RUN, **{**options, "group_key": None, "donor_key": "patient", "groups": ["S1"]}
+    by_section = evaluate(
+        adata, None, **{**options, "group_key": None, "donor_key": "patient", "groups": ["S1"]}
     )
     assert by_section["shared_donor"].all()
     assert by_section["caution"].str.contains("other sections of P1 are in training").all()
@@ -172,12 +174,12 @@ def test_what_makes_scores_too_good_is_said(sections):
     assert "in training too" not in caution["S1"]
     assert "100% of the spots held out are in training too" in caution["S3"]
     own = {**TRAINING, "use_rep": "X_pca"}
-    assert "obsm['X_pca'] was made before the split" in evaluate(adata, **options, training=own)["caution"].iloc[0]
+    assert "obsm['X_pca'] was made before the split" in evaluate(adata, **options, train=own)["caution"].iloc[0]
 
 
 def test_networks_may_be_named_and_configured(sections, models):
     networks = {"two latent steps": TRMConfig(n_latent=2), "three": TRMConfig(n_latent=3)}
-    options = {"groups": ["S1"], "prediction": {"breadth": 2, "depth": 1}}
+    options = {"groups": ["S1"], "inference": {"breadth": 2, "depth": 1}}
     table = evaluate(sections, architectures=networks, **options)
     assert table["method"].tolist() == ["linear", "linear, single spots", "two latent steps", "three", "feedforward"]
     assert [getattr(m.architecture, "n_latent", None) for m in models] == [2, 3, None]
@@ -186,19 +188,19 @@ def test_networks_may_be_named_and_configured(sections, models):
 def test_an_interrupted_run_continues(sections, models, monkeypatch, tmp_path, table):
     path = tmp_path / "folder" / "results.csv"
     options = {"seeds": (0, 1), "groups": ["S1"], "path": path}
-    train, calls = _evaluate_tasks.train_domains, []
+    train, seen = _scoring.train_domains, []
 
     def interrupted(*args, **arguments):
-        calls.append(arguments["rng"])
-        if len(calls) == 4:
+        seen.append(arguments["rng"])
+        if len(seen) == 4:
             raise KeyboardInterrupt
         return train(*args, **arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_evaluate_tasks, "train_domains", interrupted)
+        patch.setattr(_scoring, "train_domains", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate(sections, **options)
-    assert calls == [0, 0, 1, 1]
+    assert seen == [0, 0, 1, 1]
     models.clear()
     found = evaluate(sections, **options)
     assert len(models) == 1
@@ -211,7 +213,7 @@ def test_an_interrupted_run_continues(sections, models, monkeypatch, tmp_path, t
     assert part["method"].tolist() == ["linear", "linear, single spots", "feedforward"]
 
     with pytest.raises(ValueError, match="other data or settings"):
-        evaluate(sections, **options, training={**TRAINING, "max_epochs": 2})
+        evaluate(sections, **options, train={**TRAINING, "max_epochs": 2})
     with pytest.raises(ValueError, match="other data or settings"):
         evaluate(scrambled(sections, "S2"), **options)
     with pytest.raises(ValueError, match="other data or settings.*trm"):
@@ -238,10 +240,7 @@ def one_unlabelled(adata):
 
 
 BAD = {
-    "task": ({"task": "cells"}, None, ValueError, r"task='cells'.*\['domains', 'expression'\]"),
-    "no label": ({"label_key": None}, None, ValueError, "needs label_key"),
     "label": ({"label_key": "layer"}, None, KeyError, "layer.*there are.*domain"),
-    "label of expression": ({"task": "expression"}, None, ValueError, "label_key='domain' is for task='domains'"),
     "library": ({"library_key": "slide"}, None, KeyError, "slide.*there are"),
     "group key": ({"group_key": "clinic"}, None, KeyError, "clinic.*there are.*donor"),
     "one group": ({"group_key": "donor"}, one_donor, ValueError, r"1 of the groups \['D1'\].*smaller groups"),
@@ -249,9 +248,15 @@ BAD = {
     "one annotated": ({}, one_annotated, ValueError, "1 of the groups.*at least two are needed"),
     "no truth": ({}, one_unlabelled, ValueError, r"\['S3'\] have no annotation.*groups=\['S1', 'S2'\]"),
     "unknown group": ({"groups": ["S9"]}, None, KeyError, r"S9.*there are \['S1', 'S2', 'S3'\]"),
-    "training": ({"training": {"epochs": 3}}, None, ValueError, r"training cannot hold \['epochs'\].*max_epochs"),
-    "seed": ({"training": {"rng": 3}}, None, ValueError, r"\['rng'\].*arguments of cross_validate itself"),
-    "prediction": ({"prediction": {"coverage": 0.9}}, None, ValueError, "prediction cannot hold.*coverage.*depth"),
+    "training": ({"train": {"epochs": 3}}, None, ValueError, r"train cannot hold \['epochs'\].*backbone"),
+    "option of training": (
+        {"train": {"training": {"epochs": 3}}},
+        None,
+        TypeError,
+        "training has no option 'epochs'; did you mean 'max_epochs'",
+    ),
+    "seed": ({"train": {"rng": 3}}, None, ValueError, r"\['rng'\].*arguments of cross_validate itself"),
+    "inference": ({"inference": {"coverage": 0.9}}, None, TypeError, "coverage is an argument of the function itself"),
     "no seed": ({"seeds": ()}, None, ValueError, r"seeds=\[\]"),
     "seed twice": ({"seeds": (1, 1)}, None, ValueError, "each once"),
     "linear": ({"architectures": ("trm", "linear")}, None, ValueError, "linear.*without being asked for"),
@@ -262,11 +267,10 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named(case, sections, models):
     options, change, error, message = BAD[case]
-    options = {**RUN, "label_key": "domain", "training": TRAINING, "task": "domains", **options}
     if change is not None:
         change(sections)
     with pytest.raises(error, match=message):
-        st.tl.cross_validate(sections, options.pop("task"), **options)
+        evaluate(sections, **options)
     assert models == []
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anndata as ad
+import calls
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ from scipy import sparse
 from toy_histology import GENES, N_GENES, RUN, SIDE, WIDTH, apply, join, make_section, train
 
 import strecur as st
-from strecur._symmetry import COMPOSE, transform_coords
+from strecur._geometry import COMPOSE, transform_coords
 from strecur.engine import Augmentation
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def test_neighbours_matter_where_expression_depends_on_them(pair, new):
 
 def test_what_is_written(model, new):
     before = new.copy()
-    assert st.tl.predict_expression(new, model, **RUN, key_added="k", depth=3) is None
+    assert calls.predict_expression(new, model, **RUN, key_added="k", depth=3) is None
     assert set(new.obsm) - set(before.obsm) == {"k", "k_linear"}
     assert set(new.uns) - set(before.uns) == {"k"}
     assert list(new.obs) == list(before.obs)
@@ -86,7 +87,7 @@ def test_what_is_written(model, new):
 
 @pytest.mark.parametrize("store", ["h5ad", "zarr"])
 def test_results_survive_files(store, model, new, tmp_path):
-    st.tl.predict_expression(new, model, **RUN)
+    calls.predict_expression(new, model, **RUN)
     path = tmp_path / f"new.{store}"
     getattr(new, f"write_{store}")(path)
     back = getattr(ad, f"read_{store}")(path)
@@ -401,5 +402,5 @@ def test_prediction_refuses_what_does_not_fit(change, options, error, message, m
         change(new)
     before = new.copy()
     with pytest.raises(error, match=message):
-        st.tl.predict_expression(new, model, **{**RUN, **options})
+        calls.predict_expression(new, model, **{**RUN, **options})
     assert_unchanged(new, before)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anndata as ad
+import calls
 import numpy as np
 import pytest
 from scipy import sparse
@@ -26,7 +27,7 @@ SMALL = {"n_components": 6, "neighbours": (9,)}
 
 def train(adata: ad.AnnData, **options: object) -> ExpressionModel:
     defaults = {"architecture": TINY, "genes": GENES, "max_epochs": 2}
-    return st.tl.train_expression(adata, **{**SMALL, **RUN, **defaults, **options})
+    return calls.train_expression(adata, **{**SMALL, **RUN, **defaults, **options})
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +66,14 @@ def test_counts_that_follow_from_features_are_predicted_better_than_by_their_mea
 def test_whole_numbers_are_written_beside_the_linear_baseline(config, pair, new):
     options = {"backbone": WindowedConfig(width=24, n_heads=2, window=4, n_global=1)} if config is TRM else {}
     model = train(pair, architecture=config, **options)
-    assert st.tl.predict_expression(new, model, **RUN) is None
+    assert calls.predict_expression(new, model, **RUN) is None
     assert new.obsm[KEY].shape == (100, N_GENES)
     assert new.obsm[KEY].dtype == np.int32
     assert new.obsm[KEY].min() >= 0
     assert new.uns[KEY]["target"] == "counts"
     assert set(new.obsm) >= {KEY, f"{KEY}_linear", f"{KEY}_log2"}
     assert f"{KEY}_sample" not in new.obsm
-    linear = st.tl.train_expression(pair, **SMALL, **RUN, genes=GENES, architecture="linear")
+    linear = calls.train_expression(pair, **SMALL, **RUN, genes=GENES, architecture="linear")
     np.testing.assert_array_equal(new.obsm[f"{KEY}_linear"], apply(new, linear).obsm[KEY])
     np.testing.assert_array_equal(model.measure(new), new.X.toarray())
 
@@ -268,18 +269,18 @@ def test_prediction_refuses_what_does_not_fit(options, message, model, new):
 
 
 def test_only_counts_are_sampled(pair, new):
-    logs = st.tl.train_expression(pair, **SMALL, **RUN, genes=GENES, architecture="linear")
+    logs = calls.train_expression(pair, **SMALL, **RUN, genes=GENES, architecture="linear")
     with pytest.raises(ValueError, match="architecture='genar'"):
         apply(new, logs, n_samples=2)
 
 
 def test_sweeps_name_what_they_need(model, new):
     with pytest.raises(ValueError, match="architecture='trm'"):
-        st.tl.recursion_sweep(new, model, library_key="section")
+        calls.recursion_sweep(new, model, library_key="section")
 
 
 def test_calibration_gives_intervals_of_counts(model, new):
-    table = st.tl.calibrate_expression(new, replace(model), **RUN)
+    table = calls.calibrate_expression(new, replace(model), **RUN)
     assert list(table.index) == GENES
     assert (table["width"] > 1).all()
 
@@ -290,7 +291,7 @@ def test_vim_is_not_lost_on_a_real_section(data_dir):
     rng = np.random.default_rng(0)
     adata.obsm["X_patch"] = rng.normal(size=(adata.n_obs, 8)).astype(np.float32)
     st.pp.to_grid(adata)
-    model = st.tl.train_expression(
+    model = calls.train_expression(
         adata,
         genes=208,
         extra_genes=["VIM"],
@@ -303,6 +304,6 @@ def test_vim_is_not_lost_on_a_real_section(data_dir):
     )
     assert "VIM" in model.genes
     assert sorted(model.network.head.order_G.tolist()) == list(range(len(model.genes)))
-    st.tl.predict_expression(adata, model, accelerator="cpu", progress=False)
+    calls.predict_expression(adata, model, accelerator="cpu", progress=False)
     counts = st.get.expression(adata)
     assert list(counts.var_names) == model.genes

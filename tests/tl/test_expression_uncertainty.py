@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import calls
 import numpy as np
 import pytest
 from toy_histology import GENES, RUN, apply, join, make_section, train
@@ -48,7 +49,7 @@ def test_stopping_early_is_a_run_of_as_many_steps(model, new):
 
 def test_the_halting_threshold_of_the_model_is_calibrated_and_saved(model, pair, tmp_path):
     own = replace(model)
-    threshold = st.tl.calibrate_halting(pair, own, **RUN, depth=4)
+    threshold = calls.calibrate_halting(pair, own, **RUN, depth=4)
     assert own.halt_threshold == threshold
     settled = apply(pair, own, depth=4).uns[KEY]["sections"]["halt_probability"]
     assert settled.min() < threshold < settled.max()
@@ -58,7 +59,7 @@ def test_the_halting_threshold_of_the_model_is_calibrated_and_saved(model, pair,
 
 def test_intervals_hold_the_truth_as_often_as_wanted(pair, tmp_path):
     own = train(pair, architecture="feedforward", max_epochs=10)
-    table = st.tl.calibrate_expression(join(*(make_section(f"C{i}", 10 + i) for i in range(3))), own, **RUN)
+    table = calls.calibrate_expression(join(*(make_section(f"C{i}", 10 + i) for i in range(3))), own, **RUN)
     assert list(table.index) == GENES
     assert list(table.columns) == ["pcc", "mae", "width"]
     assert (table["width"] > table["mae"]).all()
@@ -85,7 +86,7 @@ def test_a_linear_model_is_calibrated_where_it_was_held_out(pair, new):
     inside = np.abs(found.obsm[KEY] - linear.measure(new)) <= found.obsm[f"{KEY}_interval"]
     assert inside.mean() == pytest.approx(0.9, abs=0.06)
     with pytest.raises(ValueError, match="linear model knows its errors"):
-        st.tl.calibrate_expression(pair, linear, **RUN)
+        calls.calibrate_expression(pair, linear, **RUN)
 
 
 def lacking_a_gene(adata):
@@ -111,10 +112,10 @@ def test_calibration_refuses_what_does_not_fit(change, options, message, model, 
     adata = new if change is None else change(new)
     own = replace(model)
     with pytest.raises(ValueError, match=message):
-        st.tl.calibrate_expression(adata, own, **{**RUN, **options})
+        calls.calibrate_expression(adata, own, **{**RUN, **options})
     assert own.errors is model.errors
 
 
 def test_calibration_is_for_models_of_expression(new):
     with pytest.raises(TypeError, match="train_expression"):
-        st.tl.calibrate_expression(new, "model")
+        calls.calibrate_expression(new, "model")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import anndata as ad
+import calls
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import strecur as st
-from strecur.engine import FitConfig, Section, fit, predict
-from strecur.engine import Inference as Steps
-from strecur.engine.fit import make_fabric
+from strecur import Inference as Steps
+from strecur.engine import Section, fit, make_fabric, predict
 from strecur.nn import DenseConfig, HierarchicalConfig, Lattice, WindowedConfig
 
 from .conftest import QUICK
@@ -52,14 +52,14 @@ def join(*parts: ad.AnnData) -> ad.AnnData:
 
 def train(adata: ad.AnnData, backbone: object, **options: object) -> st.models.DomainModel:
     settings = QUICK | {"neighbours": (), "standardise": False, "validation": None, "max_epochs": 10}
-    return st.tl.train_domains(
+    return calls.train_domains(
         adata, "domain", library_key="section", use_rep="X_own", backbone=backbone, **settings | options
     )
 
 
 def apply(adata: ad.AnnData, model: object) -> ad.AnnData:
     options = {"library_key": "section", "accelerator": "cpu", "precision": "32-true", "progress": False}
-    return st.tl.trm_domains(adata, model, copy=True, **options)
+    return calls.trm_domains(adata, model, copy=True, **options)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -130,6 +130,6 @@ def test_sections_without_spots_are_named():
     empty = Section("nothing", torch.zeros(0, 4), lattice, torch.zeros(0, dtype=torch.long))
     options = {"fabric": make_fabric("cpu", 1, "32-true"), "progress": False}
     with pytest.raises(ValueError, match=r"\['nothing'\] have no spots"):
-        predict(network, [empty], Steps(1), **options)
+        predict(network, [empty], Steps(depth=1), **options)
     with pytest.raises(ValueError, match=r"\['nothing'\] have no spots"):
-        fit(network, [empty], FitConfig(1), augment=lambda part, _: part, seed=0, **options)
+        fit(network, [empty], st.Training(), n_steps=1, augment=lambda part, _: part, seed=0, **options)

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import calls
 import numpy as np
 import pytest
 from scipy import sparse
+from strecur.tl._hist import OPTIMISATION
 
 import strecur as st
-from strecur.engine import FitConfig, HistAugmentation
-from strecur.engine.fit import learning_rate
+from strecur.engine import HistAugmentation
+from strecur.engine.training import learning_rate
 from strecur.nn import FeedforwardConfig, HistBackbone, HistConfig
-from strecur.tl._hist import OPTIMISATION
 
 from .conftest import train
 
@@ -21,7 +22,7 @@ def train_genes(sections, **options: object):
     rng = np.random.default_rng(0)
     sections.obsm["X_patch"] = rng.normal(size=(sections.n_obs, 6)).astype(np.float32)
     options = {"architecture": "hist", "backbone": TINY, "max_epochs": 2, "neighbours": (), **options}
-    return st.tl.train_expression(sections, genes=list(sections.var_names[:4]), **{**APPLY, **options})
+    return calls.train_expression(sections, genes=list(sections.var_names[:4]), **{**APPLY, **options})
 
 
 def test_the_published_system_is_what_is_trained(sections, monkeypatch):
@@ -31,7 +32,7 @@ def test_the_published_system_is_what_is_trained(sections, monkeypatch):
         seen.update(network=network, config=config, **options)
         return [{"epoch": 1, "train_loss": 0.0}]
 
-    monkeypatch.setattr("strecur.tl._train_domains.fit", recorded)
+    monkeypatch.setattr("strecur.models.fitting.fit", recorded)
     model = train(sections, architecture="hist", backbone="windowed", max_epochs=None)
     assert model.network.linear_start is None
     assert model.architecture == FeedforwardConfig()
@@ -56,10 +57,10 @@ def test_the_published_system_is_what_is_trained(sections, monkeypatch):
 def test_domains_are_learned_and_a_saved_model_says_the_same(sections, tmp_path, monkeypatch):
     monkeypatch.setitem(OPTIMISATION, "learning_rate", 2e-3)  # a small network for a short time
     model = train(sections, architecture="hist", backbone=HistConfig(width=32, n_heads=2), max_epochs=40)
-    result = st.tl.trm_domains(sections, model, **APPLY, copy=True)
+    result = calls.trm_domains(sections, model, **APPLY, copy=True)
     assert st.metrics.domain_scores(sections.obs["domain"], result.obs["trm_domains"])["accuracy"] > 0.7
     model.save(tmp_path / "model")
-    again = st.tl.trm_domains(sections, st.load_model(tmp_path / "model"), **APPLY, copy=True)
+    again = calls.trm_domains(sections, st.load_model(tmp_path / "model"), **APPLY, copy=True)
     assert np.array_equal(again.obsm["trm_domains_proba"], result.obsm["trm_domains_proba"])
 
 
@@ -68,7 +69,7 @@ def test_expression_has_pooled_scores_beside_those_by_gene(sections):
     assert {"pcc", "mse", "rvd", "r2_pooled", "pcc_pooled"} == set(model.scores.index)
     truth = model.measure(sections[sections.obs["section"] == "S3"])
     part = sections[sections.obs["section"] == "S3"].copy()
-    st.tl.predict_expression(part, model, **APPLY)
+    calls.predict_expression(part, model, **APPLY)
     expected = st.metrics.pooled_scores(truth, part.obsm["trm_expression"])
     assert model.scores.loc["pcc_pooled", "network"] == pytest.approx(expected["pcc_pooled"], abs=1e-3)
     # genes differ in their means, which pooling rewards

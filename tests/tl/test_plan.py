@@ -3,13 +3,15 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import calls
 import numpy as np
 import pytest
 import torch
 
 import strecur as st
-from strecur.engine import Augmentation, estimate
-from strecur.models._network import BACKBONES, to_json
+from strecur.engine import Augmentation, cost
+from strecur.models.network import BACKBONES, to_json
+from strecur.models.plan import TrainingPlan, in_tiles, largest_tile, plan_training
 from strecur.nn import (
     DenseConfig,
     FeedforwardConfig,
@@ -20,8 +22,6 @@ from strecur.nn import (
     TRMConfig,
     WindowedConfig,
 )
-from strecur.tl import _plan
-from strecur.tl._plan import TrainingPlan, in_tiles, largest_shift, largest_tile, plan_training
 
 from .conftest import QUICK, SMALL, train
 
@@ -52,7 +52,7 @@ def test_what_a_run_will_take_is_logged(sections, trained, caplog):
     assert "on cpu" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="strecur"):
-        st.tl.trm_domains(sections, model, **APPLY)
+        calls.trm_domains(sections, model, **APPLY)
     assert "prediction: 3 section(s)" in caplog.text
 
 
@@ -60,14 +60,14 @@ def test_what_a_run_will_take_is_logged(sections, trained, caplog):
 def test_large_sections_repeat_calls_and_get_tiles_only_if_that_is_not_enough(backbone, memory):
     memory(52 * GB)
     assert plan(backbone, {"a": 4_000}) == (None, False)
-    task = estimate.Task(TRMConfig(), backbone, 200, 7, "square", training=True, on_cpu=True)
+    task = cost.Task(TRMConfig(), backbone, 200, 7, "square", training=True, on_cpu=True)
     again = replace(task, recompute=True)
-    assert estimate.memory(task, 330_000) > 0.9 * 52 * GB > estimate.memory(again, 330_000)
+    assert cost.memory(task, 330_000) > 0.9 * 52 * GB > cost.memory(again, 330_000)
     assert plan(backbone, {"a": 330_000}) == (None, True)
     tile, recompute = plan(backbone, {"a": 4_000, "b": 2_000_000})
     assert recompute
     assert tile == largest_tile(again, 0.9 * 52 * GB)
-    assert estimate.memory(again, _plan.spots_of_tile(again, tile)) < 52 * GB
+    assert cost.memory(again, _plan.spots_of_tile(again, tile)) < 52 * GB
     memory(20 * GB)
     assert plan(backbone, {"a": 2_000_000}).tile < tile
     # a smaller one may be wanted
@@ -109,8 +109,8 @@ def test_sections_shown_in_parts_need_the_memory_of_a_part(memory):
 def test_a_training_that_repeats_calls_gives_the_same_model(sections, memory, backbone):
     usual = train(sections, max_epochs=1, backbone=backbone)
     assert not usual.network.recursion.recompute
-    task = estimate.Task(usual.architecture, usual.backbone, 30, 3, "hex", training=True, on_cpu=True)
-    needed = [estimate.memory(replace(task, recompute=recompute), 118) for recompute in (True, False)]
+    task = cost.Task(usual.architecture, usual.backbone, 30, 3, "hex", training=True, on_cpu=True)
+    needed = [cost.memory(replace(task, recompute=recompute), 118) for recompute in (True, False)]
     memory(sum(needed) / 2 / 0.9)
     sparing = train(sections, max_epochs=1, backbone=backbone)
     assert sparing.network.recursion.recompute
@@ -119,7 +119,7 @@ def test_a_training_that_repeats_calls_gives_the_same_model(sections, memory, ba
 
 
 def test_domains_are_learned_from_parts_of_large_sections(sections, monkeypatch):
-    monkeypatch.setattr("strecur.tl._train_domains.VISITED_SPOTS", 60)
+    monkeypatch.setattr("strecur.models.domain_task.CROP", 60)
     sizes = []
     original = Augmentation.__call__
 
@@ -139,23 +139,23 @@ def test_nothing_is_computed_before(sections, trained, memory, monkeypatch):
     memory(10**5)
     for module in ("_train_domains", "_train_expression"):
         monkeypatch.setattr(f"strecur.tl.{module}.fit", lambda *_a, **_k: pytest.fail("training began"))
-    monkeypatch.setattr("strecur.tl._train_domains.fit_features", lambda *_a, **_k: pytest.fail("features were fitted"))
+    monkeypatch.setattr("strecur.models.domain_task.fit_domain_features", lambda *_a, **_k: pytest.fail("features were fitted"))
     with pytest.raises(ValueError, match=r"training on section 'S2' \(118 spots\) would take"):
         train(sections)
     before = set(sections.obs)
     with pytest.raises(ValueError, match=r"prediction on section 'S2' \(118 spots\) would take"):
-        st.tl.trm_domains(sections, trained, **APPLY)
+        calls.trm_domains(sections, trained, **APPLY)
     assert set(sections.obs) == before
 
 
 def test_stopping_early_needs_memory_for_all_views(sections, trained, memory):
-    task = estimate.Task(trained.architecture, trained.backbone, 30, 3, "hex", training=False, on_cpu=True)
-    one, all_views = (estimate.memory(task, 118, n_views) for n_views in (1, 4))
+    task = cost.Task(trained.architecture, trained.backbone, 30, 3, "hex", training=False, on_cpu=True)
+    one, all_views = (cost.memory(task, 118, n_views) for n_views in (1, 4))
     memory((one + all_views) / 2 / 0.9)
-    assert st.tl.trm_domains(sections, trained, **APPLY) is not None
+    assert calls.trm_domains(sections, trained, **APPLY) is not None
     with pytest.raises(ValueError, match="symmetric=False"):
-        st.tl.trm_domains(sections, trained, **APPLY, stop_early=True)
-    assert st.tl.trm_domains(sections, trained, **APPLY, stop_early=True, symmetric=False) is not None
+        calls.trm_domains(sections, trained, **APPLY, stop_early=True)
+    assert calls.trm_domains(sections, trained, **APPLY, stop_early=True, symmetric=False) is not None
 
 
 def test_training_in_tiles_learns_from_every_label_once(sections, monkeypatch):
@@ -166,7 +166,7 @@ def test_training_in_tiles_learns_from_every_label_once(sections, monkeypatch):
         seen.append(original(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr("strecur.tl._train_domains.in_tiles", recorded)
+    monkeypatch.setattr("strecur.models.fitting.in_tiles", recorded)
     options = {"backbone": WindowedConfig(width=32, n_heads=2, window=4), "architecture": "feedforward"}
     model = train(sections, tile=7, max_epochs=40, **options)
     # sections of 14 × 14 spots in four tiles each
@@ -174,7 +174,7 @@ def test_training_in_tiles_learns_from_every_label_once(sections, monkeypatch):
     assert len(tiles) == 12
     assert sum(int((part.target_N >= 0).sum()) for part in tiles) == sections.obs["domain"].notna().sum()
     assert any((part.target_N < 0).any() for part in tiles)
-    result = st.tl.trm_domains(sections, model, **APPLY)
+    result = calls.trm_domains(sections, model, **APPLY)
     scores = st.metrics.domain_scores(sections.obs["domain"], result.obs["trm_domains"])
     assert scores["accuracy"] > 0.8
     # tiles that hold whole sections are the sections
@@ -187,7 +187,7 @@ def test_expression_learns_in_tiles(sections):
     sections.obsm["X_patch"] = sections.obsm["spatial"].astype(np.float32)
     options = {k: v for k, v in QUICK.items() if k != "neighbours"} | {"backbone": SMALL["backbone"]}
     genes = list(sections.var_names[:4])
-    model = st.tl.train_expression(sections, library_key="section", genes=genes, tile=7, neighbours=(), **options)
+    model = calls.train_expression(sections, library_key="section", genes=genes, tile=7, neighbours=(), **options)
     assert model.history["train_loss"].notna().all()
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import calls
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,7 @@ APPLY = {"library_key": "section", "accelerator": "cpu", "precision": "32-true",
 
 
 def train_expression(adata: ad.AnnData, **options: object) -> st.models.ExpressionModel:
-    return st.tl.train_expression(adata, **{**SMALL_IMAGES, **RUN, "genes": GENES, "max_epochs": 3, **options})
+    return calls.train_expression(adata, **{**SMALL_IMAGES, **RUN, "genes": GENES, "max_epochs": 3, **options})
 
 
 def weights(model: object) -> dict[str, torch.Tensor]:
@@ -192,7 +193,7 @@ def test_dropout_goes_on_after_a_validation(sections, monkeypatch):
 def test_another_precision_gives_nearly_the_same(precision, sections, trained):
     """Rounded to 8 bits, probabilities differ by some percent; in double precision hardly."""
     found = {
-        p: st.tl.trm_domains(sections, trained, **{**APPLY, "precision": p}, copy=True).obsm["trm_domains_proba"]
+        p: calls.trm_domains(sections, trained, **{**APPLY, "precision": p}, copy=True).obsm["trm_domains_proba"]
         for p in ("32-true", precision)
     }
     tolerance = {"bf16-mixed": 0.05, "64-true": 1e-4}[precision]
@@ -205,7 +206,7 @@ def test_the_number_of_threads_hardly_matters(sections, trained):
     try:
         for n in (1, 2):
             torch.set_num_threads(n)
-            result = st.tl.trm_domains(sections, trained, **APPLY, symmetric=False, copy=True)
+            result = calls.trm_domains(sections, trained, **APPLY, symmetric=False, copy=True)
             found.append(result.obsm["trm_domains_proba"])
     finally:
         torch.set_num_threads(before)
@@ -255,7 +256,7 @@ def test_a_hundred_sections_in_one_call(sections):
     many.obs["section"] = [f"part {row}" for row in rows]
     model = train_domains(many, max_epochs=1, validation=None, architecture="feedforward", **TINY)
     assert len(model.sections) == 100
-    st.tl.trm_domains(many, model, **APPLY, symmetric=False)
+    calls.trm_domains(many, model, **APPLY, symmetric=False)
     assert len(many.uns["trm_domains"]["sections"]) == 100
     assert many.obs["trm_domains"].notna().all()
 
@@ -272,7 +273,7 @@ def test_repeated_fits_and_predictions_do_not_pile_up(sections):
     small = {**TINY, "architecture": TRMConfig(n_latent=1, n_steps=1), "max_epochs": 1}
     for i in range(30):
         model = train_domains(one, rng=i, **small)
-        st.tl.trm_domains(one, model, **APPLY, symmetric=False)
+        calls.trm_domains(one, model, **APPLY, symmetric=False)
         del model
         gc.collect()
         held.append(resident())

@@ -3,6 +3,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 
+import calls
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 import strecur as st
 from strecur.engine import Prediction
 from strecur.nn import TRM, TRMConfig
-from strecur.tl._sweep import layers_per_call, most_converged_so_far, trajectories
+from strecur.tl._recursion import most_converged_so_far, trajectories
 
 from .conftest import SMALL, train
 
@@ -36,7 +37,7 @@ def counted(monkeypatch) -> list[int]:
 def test_equivalent_configurations_are_run_once_and_are_what_such_a_model_would_say(sections, opinionated, counted):
     adata = sections[sections.obs["section"] == "S3"].copy()
     options = {"depths": (1, 2, 3), "n_latent": (1, 3), "n_deep": (1, 2), "label_key": "domain"}
-    table = st.tl.recursion_sweep(adata, opinionated, **RUN, **options)
+    table = calls.recursion_sweep(adata, opinionated, **RUN, **options)
     assert counted == [1] * 6 + [3] * 6  # 3 · 2 blocks each; the views share a batch
     assert len(table) == 12
     same = table.groupby(["n_latent", "n_blocks"])[["residual", "ari", "accuracy", "macro_f1"]].nunique(dropna=False)
@@ -47,7 +48,7 @@ def test_equivalent_configurations_are_run_once_and_are_what_such_a_model_would_
 
     for n_latent, n_deep, depth in [(1, 2, 3), (3, 1, 2), (3, 2, 1)]:
         other = rebuilt(opinionated, n_latent=n_latent, n_deep=n_deep)
-        st.tl.trm_domains(adata, other, **RUN, depth=depth)
+        calls.trm_domains(adata, other, **RUN, depth=depth)
         expected = st.metrics.domain_scores(adata.obs["domain"], adata.obs["trm_domains"])
         chosen = table.query("n_latent == @n_latent and n_deep == @n_deep and n_steps == @depth").iloc[0]
         for name in ("ari", "accuracy", "macro_f1"):
@@ -58,7 +59,7 @@ def test_equivalent_configurations_are_run_once_and_are_what_such_a_model_would_
 
 def rebuilt(model: st.models.DomainModel, **config: int) -> st.models.DomainModel:
     """Build a network of another configuration with the same weights."""
-    from strecur.models._network import build_network
+    from strecur.models.network import build_network
     from strecur.nn import DomainHead
 
     architecture = TRMConfig(**config)
@@ -72,8 +73,8 @@ def test_a_sweep_changes_neither_model_nor_object(sections, trained):
     before = {name: value.clone() for name, value in trained.network.state_dict().items()}
     settings = (trained.network.recursion.n_latent, trained.network.recursion.n_deep)
     keys = {slot: list(getattr(sections, slot)) for slot in ("obs", "obsm", "uns")}
-    st.tl.recursion_sweep(sections, trained, **RUN, depths=(1,), n_latent=(1,), n_deep=(1,), symmetric=False)
-    st.tl.landscape(sections, trained, **RUN, depth=2, breadth=2)
+    calls.recursion_sweep(sections, trained, **RUN, depths=(1,), n_latent=(1,), n_deep=(1,), symmetric=False)
+    calls.landscape(sections, trained, **RUN, depth=2, breadth=2)
     assert (trained.network.recursion.n_latent, trained.network.recursion.n_deep) == settings
     assert all(value.equal(before[name]) for name, value in trained.network.state_dict().items())
     assert {slot: list(getattr(sections, slot)) for slot in keys} == keys
@@ -81,7 +82,7 @@ def test_a_sweep_changes_neither_model_nor_object(sections, trained):
 
 def test_layer_evaluations_are_those_of_the_paper(sections, trained):
     options = {"depths": (8,), "n_latent": (6,), "n_deep": (3,), "symmetric": False}
-    table = st.tl.recursion_sweep(sections[sections.obs["section"] == "S1"].copy(), trained, **RUN, **options)
+    table = calls.recursion_sweep(sections[sections.obs["section"] == "S1"].copy(), trained, **RUN, **options)
     assert table["layer_evaluations"].tolist() == [8 * 42]
     assert table["n_blocks"].tolist() == [24]
     assert set(table.columns) == {
@@ -91,8 +92,8 @@ def test_layer_evaluations_are_those_of_the_paper(sections, trained):
 
 def test_a_landscape_follows_the_restarts_of_a_prediction(sections, opinionated):
     options = {"depth": 4, "breadth": 3, "rng": 5}
-    table = st.tl.landscape(sections, opinionated, **RUN, **options, label_key="domain", n_spots=20)
-    st.tl.trm_domains(sections, opinionated, **RUN, **options, symmetric=False)
+    table = calls.landscape(sections, opinionated, **RUN, **options, label_key="domain", n_spots=20)
+    calls.trm_domains(sections, opinionated, **RUN, **options, symmetric=False)
     assert list(table.columns) == [
         *("section", "restart", "step", "residual", "converged", "pc1", "pc2", "ari", "accuracy", "macro_f1")
     ]
@@ -152,25 +153,25 @@ def test_predicted_expression_is_scored_against_the_counts(sections):
     sections.obsm["X_patch"][:3] = np.nan  # outside the image
     options = {"use_rep": "X_patch", "genes": list(sections.var_names[:6]), "max_epochs": 1, "validation": None}
     part = sections[sections.obs["section"] != "S3"].copy()
-    model = st.tl.train_expression(part, **RUN, **options, backbone=SMALL["backbone"], n_components=4)
+    model = calls.train_expression(part, **RUN, **options, backbone=SMALL["backbone"], n_components=4)
     torch.nn.init.normal_(model.network.head.linear.weight, generator=torch.Generator().manual_seed(0))
-    table = st.tl.recursion_sweep(sections, model, **RUN, depths=(1, 2), n_latent=(3,), n_deep=(1,))
+    table = calls.recursion_sweep(sections, model, **RUN, depths=(1, 2), n_latent=(3,), n_deep=(1,))
     assert (table.groupby("section", observed=True)["pcc_all"].nunique() == 2).all()
-    st.tl.predict_expression(sections, model, **RUN, depth=2)
+    calls.predict_expression(sections, model, **RUN, depth=2)
     for name, row in table[table["n_steps"] == 2].set_index("section").iterrows():
         rows = (sections.obs["section"] == name).to_numpy()
         truth, predicted = model.measure(sections)[rows], sections.obsm["trm_expression"][rows]
         scores = st.metrics.expression_scores(truth, predicted)
         for score in ("pcc_50", "pcc_all", "rvd"):
             assert row[score] == pytest.approx(scores[score], rel=1e-4)
-    landscape = st.tl.landscape(sections, model, **RUN, depth=2, breadth=2)
+    landscape = calls.landscape(sections, model, **RUN, depth=2, breadth=2)
     assert landscape["pcc_all"].between(-1, 1).all()
 
     without = sections[:, 10:].copy()
-    blind = st.tl.recursion_sweep(without, model, **RUN, depths=(1,), n_latent=(1,), n_deep=(1,))
+    blind = calls.recursion_sweep(without, model, **RUN, depths=(1,), n_latent=(1,), n_deep=(1,))
     assert "pcc_all" not in blind
     with pytest.raises(ValueError, match="label_key='domain' is for models of domains"):
-        st.tl.recursion_sweep(sections, model, **RUN, label_key="domain")
+        calls.recursion_sweep(sections, model, **RUN, label_key="domain")
 
 
 def test_layers_of_every_backbone():
@@ -205,6 +206,6 @@ def test_bad_input_is_named(case, sections, trained):
 def test_other_recursions_have_nothing_to_sweep(sections):
     model = train(sections, architecture="feedforward", max_epochs=1, validation=None)
     with pytest.raises(ValueError, match="architecture='trm'"):
-        st.tl.recursion_sweep(sections, model, **RUN)
+        calls.recursion_sweep(sections, model, **RUN)
     with pytest.raises(ValueError, match="architecture='trm'"):
-        st.tl.landscape(sections, model, **RUN)
+        calls.landscape(sections, model, **RUN)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anndata as ad
+import calls
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,7 +32,7 @@ def new(sections: ad.AnnData) -> ad.AnnData:
 
 
 def apply(adata: ad.AnnData, model: DomainModel, **options: object) -> ad.AnnData:
-    return st.tl.trm_domains(adata, model, **{**RUN, "copy": True, **options})
+    return calls.trm_domains(adata, model, **{**RUN, "copy": True, **options})
 
 
 def loss(result: ad.AnnData) -> float:
@@ -42,7 +43,7 @@ def loss(result: ad.AnnData) -> float:
 
 def test_calibration_is_used_and_changes_no_domain(new, model):
     before = apply(new, model)
-    scores = st.tl.calibrate(new, model, "domain", **RUN)
+    scores = calls.calibrate(new, model, "domain", **RUN)
     after = apply(new, model)
     assert model.temperature != 1
     assert scores.loc["before", "nll"] == pytest.approx(loss(before), rel=1e-4)
@@ -56,11 +57,11 @@ def test_calibration_is_used_and_changes_no_domain(new, model):
     assert after.uns["trm_domains"]["params"]["temperature"] == model.temperature
     assert len(model.conformal_scores) == new.obs["domain"].notna().sum()
     # calibrating once more starts from the network, not from the calibrated model
-    pd.testing.assert_frame_equal(st.tl.calibrate(new, model, "domain", **RUN), scores)
+    pd.testing.assert_frame_equal(calls.calibrate(new, model, "domain", **RUN), scores)
 
 
 def test_label_sets_cover_the_calibration_spots(new, model):
-    st.tl.calibrate(new, model, "domain", **RUN)
+    calls.calibrate(new, model, "domain", **RUN)
     codes = new.obs["domain"].cat.codes.to_numpy()
     known, sizes = codes >= 0, []
     for coverage in (0.6, 0.9, 0.97):
@@ -92,8 +93,8 @@ def test_unsure_spots_get_no_domain(new, model):
 
 
 def test_a_calibrated_model_and_its_results_survive_files(new, model, tmp_path):
-    st.tl.calibrate(new, model, "domain", **RUN)
-    threshold = st.tl.calibrate_halting(new, model, **RUN, depth=3)
+    calls.calibrate(new, model, "domain", **RUN)
+    threshold = calls.calibrate_halting(new, model, **RUN, depth=3)
     model.save(tmp_path / "model")
     loaded = st.load_model(tmp_path / "model")
     assert (loaded.temperature, loaded.halt_threshold) == (model.temperature, threshold)
@@ -116,7 +117,7 @@ def test_a_calibrated_model_and_its_results_survive_files(new, model, tmp_path):
 def test_a_validation_section_calibrates_the_model(sections, new):
     model = train(sections, validation="S3", max_epochs=1)
     automatic = (model.temperature, model.conformal_scores)
-    st.tl.calibrate(new, model, "domain", **RUN)
+    calls.calibrate(new, model, "domain", **RUN)
     assert automatic[0] == pytest.approx(model.temperature, rel=1e-3)
     np.testing.assert_allclose(automatic[1], model.conformal_scores, atol=1e-4)
     assert train(sections, validation=None, max_epochs=1).conformal_scores is None
@@ -127,7 +128,7 @@ def test_training_sections_and_unknown_domains_are_pointed_out(sections, model, 
     names[(sections.obs["section"] == "S3").to_numpy() & (names == "L1").to_numpy()] = "tumour"
     sections.obs["other"] = names
     with caplog.at_level("WARNING"):
-        st.tl.calibrate(sections, model, "other", **RUN)
+        calls.calibrate(sections, model, "other", **RUN)
     assert "trained on the sections ['S1', 'S2']" in caplog.text
     assert "['tumour'] are left out" in caplog.text
     assert len(model.conformal_scores) == (names.notna() & (names != "tumour")).sum()
@@ -135,14 +136,14 @@ def test_training_sections_and_unknown_domains_are_pointed_out(sections, model, 
     # sections without labels calibrate nothing
     sections.obs.loc[sections.obs["section"] != "S3", "other"] = None
     with caplog.at_level("WARNING"):
-        st.tl.calibrate(sections, model, "other", **RUN)
+        calls.calibrate(sections, model, "other", **RUN)
     assert "trained on" not in caplog.text
 
 
 def test_the_halting_threshold_lies_among_settled_probabilities(sections, model):
     settled = apply(sections, model, depth=6).uns["trm_domains"]["sections"]["halt_probability"]
     assert settled.nunique() == 3
-    threshold = st.tl.calibrate_halting(sections, model, **RUN, quantile=0.5, depth=6)
+    threshold = calls.calibrate_halting(sections, model, **RUN, quantile=0.5, depth=6)
     assert threshold == model.halt_threshold == pytest.approx(settled.median(), rel=1e-5)
     assert not (settled > model.network.recipe.threshold).any()
     result = apply(sections, model, depth=6, stop_early=True)
@@ -153,7 +154,7 @@ def test_the_halting_threshold_lies_among_settled_probabilities(sections, model)
     assert apply(sections, model, halt_threshold=0.3).uns["trm_domains"]["params"]["halt_threshold"] == 0.3
     plain = apply(sections, replace(model, halt_threshold=None)).uns["trm_domains"]["params"]["halt_threshold"]
     assert plain == model.network.recipe.threshold
-    lowest = st.tl.calibrate_halting(sections, model, **RUN, quantile=0, depth=6)
+    lowest = calls.calibrate_halting(sections, model, **RUN, quantile=0, depth=6)
     assert lowest == pytest.approx(settled.min(), rel=1e-5)
 
 
@@ -190,20 +191,20 @@ def test_novelty_of_a_representation(sections):
 
 
 BAD = {
-    "kind": (lambda a, m: st.tl.calibrate(a, object(), "domain", **RUN), TypeError, "train_domains, got object"),
-    "label": (lambda a, m: st.tl.calibrate(a, m, "layer", **RUN), KeyError, "layer.*there are.*domain"),
-    "no known label": (lambda a, m: st.tl.calibrate(a, m, "section", **RUN), ValueError, r"knows.*L1"),
-    "depth": (lambda a, m: st.tl.calibrate(a, m, "domain", **RUN, depth=0), ValueError, "depth=0"),
-    "selection": (lambda a, m: st.tl.calibrate(a, m, "domain", **RUN, selection="x"), ValueError, "selection='x'"),
+    "kind": (lambda a, m: calls.calibrate(a, object(), "domain", **RUN), TypeError, "train_domains, got object"),
+    "label": (lambda a, m: calls.calibrate(a, m, "layer", **RUN), KeyError, "layer.*there are.*domain"),
+    "no known label": (lambda a, m: calls.calibrate(a, m, "section", **RUN), ValueError, r"knows.*L1"),
+    "depth": (lambda a, m: calls.calibrate(a, m, "domain", **RUN, depth=0), ValueError, "depth=0"),
+    "selection": (lambda a, m: calls.calibrate(a, m, "domain", **RUN, selection="x"), ValueError, "selection='x'"),
     "kind for halting": (
-        lambda a, m: st.tl.calibrate_halting(a, object(), **RUN),
+        lambda a, m: calls.calibrate_halting(a, object(), **RUN),
         TypeError,
         "train_expression, got object",
     ),
-    "quantile": (lambda a, m: st.tl.calibrate_halting(a, m, **RUN, quantile=1), ValueError, "quantile=1"),
-    "halting depth": (lambda a, m: st.tl.calibrate_halting(a, m, **RUN, depth=0), ValueError, "depth=0"),
+    "quantile": (lambda a, m: calls.calibrate_halting(a, m, **RUN, quantile=1), ValueError, "quantile=1"),
+    "halting depth": (lambda a, m: calls.calibrate_halting(a, m, **RUN, depth=0), ValueError, "depth=0"),
     "no halting": (
-        lambda a, m: st.tl.calibrate_halting(a, replace(m, halting=None), **RUN),
+        lambda a, m: calls.calibrate_halting(a, replace(m, halting=None), **RUN),
         ValueError,
         "without halt",
     ),

@@ -1,4 +1,4 @@
-"""Data to try things on: made up, or public and kept in a folder; nothing is downloaded before it is asked for."""
+"""Synthetic and public data sets; nothing is downloaded unless requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shape of a synthetic section: where its sites are, which of them are tissue, and how deep below the surface."""
+"""Shape of a synthetic section: positions of its sites, their tissue mask and their depth below the surface."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Anatomy:
     bend
         Curvature of the layers, in 1 / pitch.
     ripple, outline, cellularity
-        Fields that warp the layers, roughen the edges of the tissue, and set how many cells there are.
+        Fields that warp the layers, roughen the edges of the tissue, and set the density of cells.
     holes
         x, y and radius of each hole.
     thickness
@@ -61,13 +61,13 @@ class Anatomy:
     thickness: np.ndarray
 
     def depth(self, xy: np.ndarray) -> np.ndarray:
-        """Depth below the surface; only its order matters, since layers are cut by their share of the tissue."""
+        """Return the depth below the surface; only its order matters, since layers are quantiles of the depth."""
         offset = xy - self.extent / 2
         along, across = offset @ self.inward, offset @ (self.inward[::-1] * (1, -1))
         return along + self.bend / 2 * across**2 + self.ripple(xy)
 
     def in_tissue(self, xy: np.ndarray) -> np.ndarray:
-        """Whether there is tissue: a rounded rectangle with a rough edge and holes."""
+        """Tell where there is tissue: a rounded rectangle with a rough edge and holes."""
         roughness = self.outline(xy)
         offset = np.abs(xy - self.extent / 2) / (self.extent / 2)
         inside = np.sum(offset**3, axis=1) ** (1 / 3) < 0.93 + 0.05 * roughness
@@ -77,7 +77,7 @@ class Anatomy:
 
 
 def draw_positions(rng: np.random.Generator, size: tuple[int, int], layout: str) -> tuple[np.ndarray, np.ndarray]:
-    """Array coordinates (row, col) and positions (x, y) in pitches of every site; cells lie anywhere near theirs."""
+    """Draw array coordinates (row, col) and positions (x, y) in pitches of every site; irregular cells are jittered."""
     row, col = (index.ravel() for index in np.indices(size))
     x, y = col.astype(float), row * ROW_HEIGHT[layout]
     if layout == "hex":
@@ -85,7 +85,7 @@ def draw_positions(rng: np.random.Generator, size: tuple[int, int], layout: str)
         x = col / 2
     xy = np.column_stack([x, y])
     if layout == "irregular":
-        # Less than half a pitch, so that no two cells meet.
+        # Less than half a pitch, so that no two cells coincide.
         xy += rng.uniform(-0.45, 0.45, xy.shape)
     return np.column_stack([row, col]), xy
 
@@ -114,9 +114,9 @@ def draw_field(rng: np.random.Generator, extent: np.ndarray, scale: float) -> Fi
 
 
 def _draw_holes(rng: np.random.Generator, extent: np.ndarray) -> np.ndarray:
-    """Two to four holes well inside the outline, as x, y and radius."""
+    """Draw two to four holes well inside the outline, as x, y and radius."""
     n = int(rng.integers(2, 5))
     angle, distance = rng.uniform(0, 2 * np.pi, n), 0.55 * np.sqrt(rng.uniform(size=n))
     centre = extent / 2 * (1 + distance[:, None] * np.column_stack([np.cos(angle), np.sin(angle)]))
-    # One site at least is lost whatever the roughness; large sections have larger holes.
+    # At least one site is lost, whatever the roughness; large sections have larger holes.
     return np.column_stack([centre, rng.uniform(1.1, max(1.3, 0.07 * extent.min()), n)])

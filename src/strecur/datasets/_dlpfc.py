@@ -27,20 +27,19 @@ POSITIONS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullr
 
 
 def dlpfc(sections: Sequence[str] | str | None = None, *, images: bool = False) -> AnnData:
-    """Twelve Visium sections of human dorsolateral prefrontal cortex, their layers labelled by hand.
+    """Load twelve Visium sections of human dorsolateral prefrontal cortex with manually annotated layers.
 
-    Sections are taken from ``<folder>/dlpfc/<section>.h5ad`` if they are there (``settings.dataset_dir``, then the
-    environment variable ``STRECUR_DATA``). Those that are not are downloaded, checked and kept there. Nothing is
-    downloaded unless this function is called.
+    Sections are read from ``<folder>/dlpfc/<section>.h5ad``, where the folder is ``settings.dataset_dir`` or the
+    environment variable ``STRECUR_DATA``. Missing sections are downloaded, verified and stored there.
 
     Parameters
     ----------
     sections
-        Names of sections; ``None`` takes all: ``"151507"`` to ``"151510"``, ``"151669"`` to ``"151672"`` and
+        Names of sections. If ``None`` (default), all: ``"151507"`` to ``"151510"``, ``"151669"`` to ``"151672"`` and
         ``"151673"`` to ``"151676"``.
     images
-        Load the H&E image of every section (2,000 pixels wide, or 600 if the folder has only that), downloading it
-        where there is none.
+        Load the H&E image of every section (2,000 pixels wide, or 600 if the folder has only that one); missing images
+        are downloaded.
 
     Returns
     -------
@@ -50,33 +49,34 @@ def dlpfc(sections: Sequence[str] | str | None = None, *, images: bool = False) 
         ``section``, ``donor``, ``domain`` (``L1`` to ``L6``, ``WM``; missing for unlabelled spots), ``array_row`` and
         ``array_col`` (hex), ``sum_umi`` (counts over all genes, for ``size_factor_key``).
     ``var``
-        Ensembl ids with ``symbol``; ``n_sections`` (int; how many of the sections list the gene; 0 counts elsewhere).
+        Ensembl ids with ``symbol``; ``n_sections`` (int; number of sections that list the gene; counts are 0 in the
+        others).
     ``obsm["spatial"]``
         (x, y) in full-resolution pixels.
     ``uns["spatial"][section]``
         ``scalefactors``; with ``images``, ``images["hires"]`` (or ``"lowres"``); paths in ``metadata``.
     ``uns["source"][section]``
-        Where it came from.
+        Origin of the data.
 
     Raises
     ------
     ValueError
         If a name is not one of the twelve.
     ConnectionError
-        If a section is in no folder and cannot be downloaded, or is not what it should be.
+        If a section is in neither folder and cannot be downloaded, or the download is wrong.
 
     Notes
     -----
     Maynard et al., *Transcriptome-scale spatial gene expression in the human dorsolateral prefrontal cortex*, Nature
-    Neuroscience 2021. Labels, positions and images are those of the LieberInstitute/HumanPilot repository, checked by
-    their ids in git. The count matrices come from the authors' storage, which publishes no checksum: the number of
-    spots, the genes detected and the medians of counts and genes must be those that the repository states.
+    Neuroscience 2021. Labels, positions and images are those of the LieberInstitute/HumanPilot repository, verified by
+    their git blob ids. The count matrices come from the authors' storage, which publishes no checksums; the numbers of
+    spots and detected genes and the medians of counts and genes are compared with those in the repository.
     """
     return load(DLPFC, sections, images=images)
 
 
-def build(name: str, folder: Path) -> AnnData:
-    """Make one section from the files of the authors."""
+def build_dlpfc(name: str, folder: Path) -> AnnData:
+    """Build one section from the files of the authors."""
     import scanpy as sc
 
     raw = folder / "raw" / name
@@ -88,9 +88,9 @@ def build(name: str, folder: Path) -> AnnData:
     labels = fetch("humanpilot", "10X/barcode_level_layer_map.tsv", folder / "raw" / "barcode_level_layer_map.tsv")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Variable names are not unique")  # symbols, which ids replace below
+            warnings.filterwarnings("ignore", "Variable names are not unique")  # symbols, replaced by ids below
             adata = sc.read_10x_h5(matrix)
-        check_counts(adata, pd.read_csv(stated, thousands=",").iloc[0])
+        check_summary(adata, pd.read_csv(stated, thousands=",").iloc[0])
     except (OSError, KeyError, ValueError) as error:
         matrix.unlink()
         msg = f"the counts of {name} are not those of the authors and were removed: {error}"
@@ -113,8 +113,8 @@ def build(name: str, folder: Path) -> AnnData:
     return adata
 
 
-def check_counts(adata: AnnData, stated: pd.Series) -> None:
-    """Compare a count matrix with the summary that Space Ranger wrote of it."""
+def check_summary(adata: AnnData, stated: pd.Series) -> None:
+    """Compare a count matrix with its Space Ranger summary."""
     counts = np.asarray(adata.X.sum(axis=1)).ravel()
     genes = adata.X.getnnz(axis=1)
     found = {
@@ -123,25 +123,27 @@ def check_counts(adata: AnnData, stated: pd.Series) -> None:
         "Median Genes per Spot": np.median(genes),
         "Total Genes Detected": int((adata.X.getnnz(axis=0) > 0).sum()),
     }
-    # Medians of an even number of spots are stated without their half.
+    # Medians of an even number of spots are stated without their fraction.
     differ = {key: (value, stated[key]) for key, value in found.items() if abs(value - float(stated[key])) >= 1}
     if differ:
-        msg = "; ".join(f"{key} is {value:g}, the authors state {told}" for key, (value, told) in differ.items())
+        differing = (f"{key} is {value:g}, the authors report {expected}" for key, (value, expected) in differ.items())
+        msg = "; ".join(differing)
         raise ValueError(msg)
 
 
-def add_image(entry: dict, name: str, folder: Path, wanted: bool) -> None:  # noqa: FBT001
-    """Load the larger of the images in the folder if images are wanted, downloading one if there is none."""
-    found = {size: local_image(folder, f"{name}_tissue_{size}_image.png") for size in ("hires", "lowres")}
-    if wanted and not any(found.values()):
-        file = f"{name}_tissue_hires_image.png"
-        found["hires"] = fetch("humanpilot", f"10X/{name}/tissue_hires_image.png", folder / "images" / file)
-    entry["metadata"] |= {f"{size}_image_path": str(path) for size, path in found.items() if path}
+def add_dlpfc_image(entry: dict, name: str, folder: Path, *, wanted: bool) -> None:
+    """Record the images in the folder; if wanted, load the largest, downloading one if there is none."""
+    names = {size: f"{name}_tissue_{size}_image.png" for size in ("hires", "lowres")}
+    found = {size: path for size, file in names.items() if (path := local_image(folder, file))}
+    if wanted and not found:
+        target = folder / "images" / names["hires"]
+        found["hires"] = fetch("humanpilot", f"10X/{name}/tissue_hires_image.png", target)
+    entry["metadata"] |= {f"{size}_image_path": str(path) for size, path in found.items()}
     if wanted:
         from PIL import Image
 
-        size = "hires" if found["hires"] else "lowres"
-        with Image.open(found[size]) as image:
+        size, path = next(iter(found.items()))
+        with Image.open(path) as image:
             entry["images"] = {size: np.asarray(image.convert("RGB"))}
 
 
@@ -150,6 +152,6 @@ DLPFC = Collection(
     sections=tuple(section for own in DONORS.values() for section in own),
     group=("donor", {section: donor for donor, own in DONORS.items() for section in own}),
     domains=("L1", "L2", "L3", "L4", "L5", "L6", "WM"),
-    build=build,
-    add_image=add_image,
+    build=build_dlpfc,
+    add_image=add_dlpfc_image,
 )

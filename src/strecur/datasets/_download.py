@@ -1,4 +1,4 @@
-"""Files of public sources: resumable downloads that are checked before they count."""
+"""Files of public sources: resumable downloads with verified checksums."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ SOURCES = {
     "spatial-dlpfc": "https://spatial-dlpfc.s3.us-east-2.amazonaws.com/",
     "splotch": "https://raw.githubusercontent.com/tare/Splotch/5792958513c67742a7bbe60f80959bf8ddd23dc1/",
 }
-"""Where the files of each source begin; those on GitHub are pinned to a commit, so that their content cannot change."""
+"""Base URL of each source; those on GitHub are pinned to a commit, so that their content cannot change."""
 
 TIMEOUT = 30
-"""Seconds without an answer after which a server counts as out of reach."""
+"""Seconds without an answer after which a server counts as unreachable."""
 
 
 class DownloadError(ConnectionError):
-    """A file could not be fetched, or what arrived is not what it should be."""
+    """A file could not be downloaded, or its content is wrong."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a source, and the checksum it must have (``None``: the source publishes none)."""
+    """One file of a source and its checksum (``None`` if the source publishes none)."""
 
     source: str
     path: str
@@ -46,18 +46,18 @@ class RemoteFile:
 
     @property
     def url(self) -> str:
-        """Full address."""
+        """Full URL."""
         return SOURCES[self.source] + self.path
 
     def is_intact(self, path: Path) -> bool:
-        """Tell whether a local copy has the right checksum; without one, whether it holds anything."""
+        """Tell whether a local copy has the right checksum; without a checksum, whether it is not empty."""
         if self.checksum is None:
             return path.stat().st_size > 0
         return f"git:{git_blob_id(path)}" == self.checksum
 
 
 def git_blob_id(path: Path) -> str:
-    """Return the id that git gives to the content of a file: a SHA-1 of its length and its bytes."""
+    """Return the git blob id of a file: a SHA-1 of its length and its bytes."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -75,14 +75,14 @@ def registry() -> dict[tuple[str, str], str | None]:
 
 
 def remote_files(source: str, *, below: str = "") -> list[RemoteFile]:
-    """Return the known files of a source, those under one folder."""
+    """Return the known files of a source whose path contains ``below``."""
     return [RemoteFile(s, path, known) for (s, path), known in registry().items() if s == source and below in path]
 
 
 def fetch(source: str, path: str, target: Path) -> Path:
-    """Return a checked local copy of a file, downloading it where there is none.
+    """Return a verified local copy of a file, downloading it if there is none.
 
-    What has arrived of an interrupted download stays beside the target as ``*.part`` and is continued by the next call.
+    The part of an interrupted download is kept next to the target as ``*.part``, and the next call resumes it.
 
     Parameters
     ----------
@@ -91,12 +91,12 @@ def fetch(source: str, path: str, target: Path) -> Path:
     path
         Path below it, as in the registry.
     target
-        Where the copy belongs.
+        Path of the copy.
 
     Raises
     ------
     DownloadError
-        If the source cannot be reached, or sends something else.
+        If the source cannot be reached, or the checksum of the file is wrong.
     """
     remote = RemoteFile(source, path, registry()[source, path])
     if target.is_file():
@@ -107,13 +107,13 @@ def fetch(source: str, path: str, target: Path) -> Path:
     _make_folder(target.parent)
     resumed = part.is_file() and part.stat().st_size > 0
     intact = _continue(remote, part)
-    if not intact and resumed:  # what was there before may be of something else
+    if not intact and resumed:  # the earlier part may be of another file
         part.unlink(missing_ok=True)
         intact = _continue(remote, part)
     if not intact:
         size = part.stat().st_size
         part.unlink()
-        msg = f"{remote.url} sent {size:,} bytes whose checksum is not {remote.checksum}; nothing of them was kept"
+        msg = f"{remote.url} sent {size:,} bytes whose checksum is not {remote.checksum}; they were not kept"
         raise DownloadError(msg)
     part.replace(target)
     return target
@@ -123,18 +123,18 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        msg = f"cannot write to {folder} ({error}); set strecur.settings.dataset_dir to a folder of yours"
+        msg = f"cannot write to {folder} ({error}); set strecur.settings.dataset_dir to another folder"
         raise DownloadError(msg) from error
 
 
 def _continue(remote: RemoteFile, part: Path) -> bool:
-    """Append what is missing to ``part`` and tell whether it is then what it should be."""
+    """Append the missing bytes to ``part`` and tell whether the file is then intact."""
     import pooch
 
     start = part.stat().st_size if part.is_file() else 0
     if start and remote.checksum is not None and remote.is_intact(part):
         return True
-    # A compressed answer could not be continued at a byte of the file.
+    # A compressed response could not be resumed at a byte of the file.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     get = pooch.HTTPDownloader(progressbar=settings.progress, chunk_size=1 << 16, headers=headers, timeout=TIMEOUT)
     logger.info("downloading %s to %s%s", remote.url, part.parent, f" from byte {start:,}" if start else "")
@@ -142,7 +142,7 @@ def _continue(remote: RemoteFile, part: Path) -> bool:
         with part.open("ab") as file:
             get(remote.url, file, None)
     except OSError as error:
-        if getattr(getattr(error, "response", None), "status_code", None) == 416:  # nothing follows what is there
+        if getattr(getattr(error, "response", None), "status_code", None) == 416:  # there are no further bytes
             return remote.checksum is None
         kept = f"; {part.stat().st_size:,} bytes are kept and the next call continues" if part.is_file() else ""
         msg = f"cannot download {remote.url}: {error}{kept}"

@@ -1,4 +1,4 @@
-"""H&E-like pictures of synthetic sections."""
+"""H&E-like images of synthetic sections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 STAINS = np.array([[0.56, 0.72, 0.41], [0.22, 0.80, 0.56]])
 """Optical density of haematoxylin and eosin in red, green and blue, as on many slides (Macenko et al. 2009)."""
 
-# The first domains have these, further ones begin again.
+# Values of the first domains; further domains repeat them.
 NUCLEI = (8.0, 30.0, 18.0, 40.0, 13.0)
 """Nuclei per squared pitch."""
 
@@ -38,11 +38,11 @@ def draw_histology(
     Parameters
     ----------
     rng
-        Generator of the nuclei, of the grain and of how strongly the slide was stained.
+        Generator for the nuclei, the grain and the strength of the stains.
     anatomy
         Shape of the section.
     borders
-        Depth at which each layer but the last ends.
+        Depth at which each layer except the last one ends.
     pixels_per_pitch
         Resolution.
     margin
@@ -72,7 +72,7 @@ def draw_histology(
 
 
 def _draw_nuclei(rng: np.random.Generator, expected: np.ndarray, pixels_per_pitch: float) -> np.ndarray:
-    """Optical density of haematoxylin, given the expected number of nuclei in each pixel."""
+    """Draw the optical density of haematoxylin, given the expected number of nuclei in each pixel."""
     density = np.zeros(expected.shape)
     for radius in RADII:
         sigma = radius * pixels_per_pitch
@@ -82,7 +82,7 @@ def _draw_nuclei(rng: np.random.Generator, expected: np.ndarray, pixels_per_pitc
 
 
 def _grain(rng: np.random.Generator, shape: tuple[int, int], pixels_per_pitch: float) -> np.ndarray:
-    """Fibres and patches of the tissue, around 1."""
+    """Draw fibres and patches of the tissue, as factors around 1."""
     fibres = ndimage.gaussian_filter(rng.normal(size=shape), (0.03 * pixels_per_pitch, 0.2 * pixels_per_pitch))
     patches = ndimage.gaussian_filter(rng.normal(size=shape), 0.5 * pixels_per_pitch)
     return np.clip(1 + 0.1 * fibres / fibres.std() + 0.08 * patches / patches.std(), 0.3, 2)

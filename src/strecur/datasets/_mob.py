@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from strecur.datasets._download import DownloadError, fetch
-from strecur.datasets._sections import Collection, load, local_image
+from strecur.datasets._sections import Collection, array_section, full_resolution_image, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,20 +24,19 @@ LAYERS = {
     "Granular Cell Layer": "GCL",
 }
 N_COLUMNS, N_ROWS = 33, 35
-"""The images are cut so that the array of 33 × 35 spots reaches from one edge to the other."""
+"""The images are cropped to the array of 33 × 35 spots."""
 
 
 def mob(sections: Sequence[str] | str | None = None) -> AnnData:
-    """Twelve ST sections of mouse olfactory bulb, their layers labelled by hand, with H&E images.
+    """Load twelve ST sections of mouse olfactory bulb with manually annotated layers and H&E images.
 
-    Sections are taken from ``<folder>/mob/<section>.h5ad`` if they are there (``settings.dataset_dir``, then the
-    environment variable ``STRECUR_DATA``). Those that are not are downloaded, checked and kept there. Nothing is
-    downloaded unless this function is called.
+    Sections are read from ``<folder>/mob/<section>.h5ad``, where the folder is ``settings.dataset_dir`` or the
+    environment variable ``STRECUR_DATA``. Missing sections are downloaded, verified and stored there.
 
     Parameters
     ----------
     sections
-        Names of sections; ``None`` takes all, ``"Rep1"`` to ``"Rep12"``.
+        Names of sections. If ``None`` (default), all: ``"Rep1"`` to ``"Rep12"``.
 
     Returns
     -------
@@ -48,33 +46,33 @@ def mob(sections: Sequence[str] | str | None = None) -> AnnData:
         ``section``, ``domain`` (``ONL``, ``GL``, ``OPL``, ``MCL``, ``GCL`` from the surface down; missing for spots
         without label), ``array_row`` and ``array_col`` (square).
     ``var``
-        Gene symbols; ``n_sections`` (int; how many of the sections list the gene; 0 counts elsewhere).
+        Gene symbols; ``n_sections`` (int; number of sections that list the gene; counts are 0 in the others).
     ``obsm["spatial"]``
         (x, y) in pixels of the image, about 2,300 × 2,480.
     ``uns["spatial"][section]``
-        ``scalefactors`` with ``microns_per_pixel`` (from the 200 µm between spots); ``metadata["source_image_path"]``,
-        the image where there is one, which :func:`strecur.pp.embed_patches` finds.
+        ``scalefactors`` with ``microns_per_pixel`` (from the 200 µm between spots); if there is an image,
+        ``metadata["source_image_path"]``, which :func:`strecur.pp.embed_patches` uses.
     ``uns["source"][section]``
-        Where it came from.
+        Origin of the data.
 
     Raises
     ------
     ValueError
         If a name is not one of the twelve.
     ConnectionError
-        If a section is in no folder and cannot be downloaded, or is not what it should be.
+        If a section is in neither folder and cannot be downloaded, or the download is wrong.
 
     Notes
     -----
     Ståhl et al., *Visualization and analysis of gene expression in tissue sections by spatial transcriptomics*, Science
-    2016; counts, images and labels as in the tare/Splotch repository (Äijö et al. 2019), checked by their ids in git.
+    2016; counts, images and labels are those of the tare/Splotch repository (Äijö et al. 2019), verified by their git
+    blob ids.
     """
     return load(MOB, sections, images=False)
 
 
-def build(name: str, folder: Path) -> AnnData:
-    """Make one section from the tutorial files of Splotch: genes × spots, and layers × spots."""
-    from anndata import AnnData
+def build_mob(name: str, folder: Path) -> AnnData:
+    """Build one section from the tutorial files of Splotch: genes × spots, and layers × spots."""
     from PIL import Image
 
     number, base = f"{int(name.removeprefix('Rep')):02d}", "tutorials/olfactory_bulb_st"
@@ -91,32 +89,26 @@ def build(name: str, folder: Path) -> AnnData:
         raise DownloadError(msg) from error
     with Image.open(picture) as image:
         extent = np.array(image.size)
-    array = np.rint(xy).astype(int)
-    adata = AnnData(
-        sparse.csr_matrix(table.to_numpy(dtype="float32")),
-        obs=pd.DataFrame({"array_row": array[:, 1], "array_col": array[:, 0]}, index=table.index.astype(str)),
-        var=pd.DataFrame(index=table.columns.astype(str)),
-        obsm={"spatial": (xy - 1) / (N_COLUMNS - 1, N_ROWS - 1) * extent},
-    )
-    adata.obs["domain"] = pd.Categorical(read_labels(labels).reindex(adata.obs_names))
-    adata.uns["source"] = {
+    source = {
         "dataset": "Mouse olfactory bulb ST (Ståhl et al. 2016)",
         "repo": "github:tare/Splotch",
         "X": "raw counts",
     }
-    return adata
+    array, position = np.rint(xy).astype(int)[:, ::-1], (xy - 1) / (N_COLUMNS - 1, N_ROWS - 1) * extent
+    layer = read_layers(labels).reindex(table.index.astype(str))
+    return array_section(table, array, position, labels=layer, source=source)
 
 
-def read_labels(path: Path) -> pd.Series:
-    """Return the layer of every labelled spot from a table of zeros and ones, layers × spots."""
+def read_layers(path: Path) -> pd.Series:
+    """Return the layer of every labelled spot, from a table of zeros and ones, layers × spots."""
     table = pd.read_csv(path, sep="\t", index_col=0)
     known = table.loc[:, table.sum(axis=0) == 1]
     return known.idxmax(axis=0).map(LAYERS)
 
 
-def add_image(entry: dict, name: str, folder: Path, wanted: bool) -> None:  # noqa: FBT001
-    """Name the image that came with the counts."""
-    path = local_image(folder, rf"{name}\.(jpe?g|tiff?)")
+def add_mob_image(entry: dict, name: str, folder: Path, *, wanted: bool) -> None:
+    """Record the image that was downloaded with the counts."""
+    path = full_resolution_image(folder, name)
     if path is not None:
         entry["metadata"]["source_image_path"] = str(path)
 
@@ -126,6 +118,6 @@ MOB = Collection(
     sections=tuple(f"Rep{i + 1}" for i in range(12)),
     group=None,
     domains=tuple(LAYERS.values()),
-    build=build,
-    add_image=add_image,
+    build=build_mob,
+    add_image=add_mob_image,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import IO
 
 import pandas as pd
 
@@ -14,19 +15,19 @@ def read_split(name: str) -> pd.DataFrame:
     ----------
     name
         ``"dlpfc-sections-v1"`` (every section held out once), ``"dlpfc-donors-v1"`` (every donor held out once),
-        ``"her2st-b1-v1"`` (B1 is the test, B6 the validation, 34 train), ``"her2st-four-sections-v1"`` (B1, B6, C1 and
-        D1 held out in turn) or ``"her2st-patients-v1"`` (every patient held out once). What a name stands for does not
-        change; another version gets another number.
+        ``"her2st-b1-v1"`` (B1 for test, B6 for validation, 34 for training), ``"her2st-four-sections-v1"`` (B1, B6, C1
+        and D1 held out in turn) or ``"her2st-patients-v1"`` (every patient held out once). The split of a name never
+        changes; a new version has a new number.
 
     Returns
     -------
-    DataFrame of strings, sections × folds: ``"train"``, ``"validation"`` or ``"test"``. One column tells what to do
-    with each spot: ``adata.obs["section"].map(split["B1"])``.
+    DataFrame of strings, sections × folds: ``"train"``, ``"validation"`` or ``"test"``. The role of
+    each spot in a fold is ``adata.obs["section"].map(split["B1"])``.
 
     Raises
     ------
     KeyError
-        If there is no such split; the message lists what there is.
+        If there is no such split; the message lists all.
 
     Examples
     --------
@@ -46,9 +47,9 @@ def read_genes(name: str) -> list[str]:
     ----------
     name
         ``"her2st-300-training-v1"``: 300 genes of high mean and high variance, chosen on the 34 training sections of
-        ``"her2st-b1-v1"``; ``"her2st-300-all-v1"``: the same chosen on all 36 sections, as in the notebook of Stem,
-        that is, with a look at the test section. Both were computed with
-        :func:`strecur.pp.high_mean_high_variance_genes`; ``benchmarks/her2st_genes.py`` does it again.
+        ``"her2st-b1-v1"``; ``"her2st-300-all-v1"``: the same on all 36 sections, as in the notebook of Stem, which
+        includes the test section. Both were computed with :func:`strecur.pp.high_mean_high_variance_genes` by
+        ``benchmarks/her2st_genes.py``.
 
     Returns
     -------
@@ -57,7 +58,7 @@ def read_genes(name: str) -> list[str]:
     Raises
     ------
     KeyError
-        If there is no such list; the message lists what there is.
+        If there is no such list; the message lists all.
 
     Examples
     --------
@@ -69,7 +70,7 @@ def read_genes(name: str) -> list[str]:
         return [line for line in map(str.strip, text) if line and not line.startswith("#")]
 
 
-def _open(kind: str, name: str, suffix: str) -> object:
+def _open(kind: str, name: str, suffix: str) -> IO[str]:
     folder = files("strecur.datasets") / "files" / kind
     names = sorted(entry.name.removesuffix(suffix) for entry in folder.iterdir() if entry.name.endswith(suffix))
     if name not in names:

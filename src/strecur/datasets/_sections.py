@@ -1,4 +1,4 @@
-"""Sections of public data sets: from the user's folders, else built from downloads and kept there."""
+"""Sections of public data sets: read from the user's folders, or built from downloads and stored there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import anndata as ad
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from strecur._anndata import clean_labels, logger, require
 from strecur._settings import settings
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 COLUMNS = ("array_row", "array_col", "sum_umi")
-"""What is kept of ``obs`` beside section, donor or patient, and domain."""
+"""Columns of ``obs`` that are kept besides section, donor or patient, and domain."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What tells one data set from another.
+    """Description of a data set.
 
     Attributes
     ----------
@@ -36,13 +37,13 @@ class Collection:
     sections
         Names of its sections, in order.
     group
-        Column of ``obs`` that tells whose tissue it is, and its value by section; ``None`` where it is not known.
+        Column of ``obs`` with the donor or patient, and its value by section; ``None`` if unknown.
     domains
         Labels in order.
     build
-        Makes one section from public files, given its name and the folder of the data set.
+        Builds one section from public files, given its name and the folder of the data set.
     add_image
-        Describes the image of a section in ``uns["spatial"]``, given the folder and whether to download it.
+        Adds the image of a section to its entry of ``uns["spatial"]``, given the folder and whether images are wanted.
     """
 
     name: str
@@ -50,11 +51,11 @@ class Collection:
     group: tuple[str, Mapping[str, str]] | None
     domains: tuple[str, ...]
     build: Callable[[str, Path], AnnData]
-    add_image: Callable[[dict, str, Path, bool], None]
+    add_image: Callable[..., None]
 
 
 def folders() -> list[Path]:
-    """Return where data sets are looked for: ``settings.dataset_dir``, then ``STRECUR_DATA``."""
+    """Return the folders of data sets: ``settings.dataset_dir``, then ``STRECUR_DATA``."""
     found = [Path(settings.dataset_dir)]
     if "STRECUR_DATA" in os.environ:
         found.append(Path(os.environ["STRECUR_DATA"]))
@@ -64,8 +65,8 @@ def folders() -> list[Path]:
 def load(collection: Collection, sections: Sequence[str] | str | None, *, images: bool) -> AnnData:
     """Return some sections of a data set as one AnnData."""
     names = _check_names(collection, sections)
-    places = {name: _find(collection, name) for name in names}
-    missing = [name for name, place in places.items() if place is None]
+    places = {name: path for name in names if (path := _find(collection, name))}
+    missing = [name for name in names if name not in places]
     for name in missing:
         places[name] = _build(collection, name, missing)
     parts, spatial, sources = [], {}, {}
@@ -73,7 +74,7 @@ def load(collection: Collection, sections: Sequence[str] | str | None, *, images
         part = _read(collection, name, places[name])
         sources[name] = {str(k): str(v) for k, v in dict(part.uns.get("source", {})).items()}
         spatial[name] = {"scalefactors": _scalefactors(part), "metadata": {}}
-        collection.add_image(spatial[name], name, places[name].parent, images)
+        collection.add_image(spatial[name], name, places[name].parent, wanted=images)
         parts.append(ad.AnnData(part.X, obs=part.obs, var=part.var, obsm={"spatial": part.obsm["spatial"]}))
     adata = ad.concat(parts, join="outer", merge="first", fill_value=0)
     measured = pd.Series(0, index=adata.var_names)
@@ -107,7 +108,7 @@ def _find(collection: Collection, name: str) -> Path | None:
 
 
 def _build(collection: Collection, name: str, missing: list[str]) -> Path:
-    """Make a section from its public files and keep it as h5ad, whole or not at all."""
+    """Build a section from its public files and store it as h5ad, completely or not at all."""
     folder = Path(settings.dataset_dir) / collection.name
     target = folder / f"{name}.h5ad"
     try:
@@ -125,7 +126,7 @@ def _build(collection: Collection, name: str, missing: list[str]) -> Path:
             + (f"There are {there}: pass sections={there}" if there else "No section is there yet")
         )
         raise DownloadError(msg) from error
-    logger.info("kept section %r as %s", name, target)
+    logger.info("stored section %r as %s", name, target)
     return target
 
 
@@ -137,7 +138,7 @@ def _read(collection: Collection, name: str, path: Path) -> AnnData:
     try:
         part = ad.read_h5ad(path)
     except OSError as error:
-        msg = f"{path} is damaged ({error}); remove it, and it will be made again or can be replaced"
+        msg = f"{path} is damaged ({error}); remove it to build it again, or replace it"
         raise OSError(msg) from error
     require(part.obsm, "spatial", where="obsm", hint=f"{path} is not in the common form of data sets")
     part.obs_names = [f"{name}_{spot}" for spot in part.obs_names]
@@ -153,7 +154,7 @@ def _read(collection: Collection, name: str, path: Path) -> AnnData:
 
 
 def _scalefactors(part: AnnData) -> dict[str, float]:
-    """Return the scale factors that came along, or those of a 200 µm array measured on its spots."""
+    """Return the stored scale factors, or those of a 200 µm array measured on its spots."""
     if "scalefactors" in part.uns:
         return {str(k): float(v) for k, v in part.uns["scalefactors"].items()}
     array = part.obs[["array_row", "array_col"]].to_numpy(dtype=float)
@@ -162,7 +163,28 @@ def _scalefactors(part: AnnData) -> dict[str, float]:
     return {"spot_diameter_fullres": pitch / 2, "microns_per_pixel": 200 / pitch} if pitch > 0 else {}
 
 
+def array_section(
+    counts: pd.DataFrame, array: np.ndarray, xy: np.ndarray, *, labels: pd.Series, source: dict[str, str]
+) -> AnnData:
+    """Build a section of an ST array from counts (spots × genes), (row, column), (x, y) and labels of its spots."""
+    names = counts.index.astype(str)
+    adata = ad.AnnData(
+        sparse.csr_matrix(counts.to_numpy(dtype="float32")),
+        obs=pd.DataFrame({"array_row": array[:, 0], "array_col": array[:, 1]}, index=names),
+        var=pd.DataFrame(index=counts.columns.astype(str)),
+        obsm={"spatial": xy},
+    )
+    adata.obs["domain"] = pd.Categorical(labels)
+    adata.uns["source"] = source
+    return adata
+
+
+def full_resolution_image(folder: Path, name: str) -> Path | None:
+    """Return the JPEG or TIFF image of a section in the folder of a data set."""
+    return local_image(folder, rf"{name}\.(jpe?g|tiff?)")
+
+
 def local_image(folder: Path, pattern: str) -> Path | None:
-    """Return an image that lies beside the sections, by the beginning of its name."""
+    """Return the image in the folder of a data set whose name matches a regular expression."""
     names = sorted((folder / "images").glob("*"))
     return next((path for path in names if re.fullmatch(pattern, path.name)), None)

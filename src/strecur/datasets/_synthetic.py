@@ -1,4 +1,4 @@
-"""Seeded synthetic sections: layered tissue that needs its surroundings to be read."""
+"""Seeded synthetic sections: layered tissue whose domains need spatial context."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 PITCH = 100.0
-"""Distance of neighbouring spots in full-resolution pixels, as if a pixel were one µm on a Visium slide."""
+"""Distance between neighbouring spots in full-resolution pixels, as on a Visium slide with pixels of 1 µm."""
 
 SPOT_DIAMETER = 55.0
 HIRES_SCALE = 0.25
 
 N_PATTERNS = 6
-"""Patterns of cell composition that vary within domains."""
+"""Number of patterns of cell composition that vary within domains."""
 
 SECTIONS_PER_DONOR = 2
 
 SITES_PER_LAYER = 4
-"""Rows or columns of sites for each layer, at least."""
+"""Smallest number of rows or columns of sites per layer."""
 
 UNLABELLED = 0.015
 """Share of spots without a label."""
 
-# Standard deviations (of markers: the upper limit) of what is added to a gene's log mean.
+# Standard deviations (for markers: the upper limit) of the terms of a gene's log mean.
 DOMAIN_EFFECT = 1.05
 PATTERN_EFFECT = 0.35
 CELLULARITY_EFFECT = 0.5
@@ -46,12 +46,12 @@ PATTERN_SCALE = 3.0
 """Distance in pitches over which a pattern varies."""
 
 OWN_MIXTURE = 1.5
-"""What varies from spot to spot in the cell composition, relative to what varies over the section."""
+"""Variation of the cell composition between spots, relative to that over the section."""
 
 
 @dataclass(frozen=True)
 class Genes:
-    """What sets the expression of each gene: log mean, and log changes by domain, cell pattern and cellularity."""
+    """Parameters of each gene: log mean, log changes by domain, cell pattern and cellularity, and dispersion."""
 
     base: np.ndarray
     domains: np.ndarray
@@ -71,20 +71,20 @@ def synthetic_sections(
     image: bool = False,
     rng: int | np.random.Generator = 0,
 ) -> AnnData:
-    """Draw sections of a layered tissue with known domains, without any download.
+    """Simulate sections of a layered tissue with known domains.
 
-    Layers are curved and differ from section to section in rotation, bend and thickness; the outline is irregular and
-    has holes. Genes follow their domain, patterns of cell composition that vary within domains, and the cellularity of
-    the tissue, which the image shows too; each donor and each section shifts them. Single spots are noisy enough that
-    domains cannot be read well without the surroundings.
+    Layers are curved and differ between sections in rotation, bend and thickness; the outline is irregular and has
+    holes. Genes depend on the domain, on patterns of cell composition that vary within domains, and on the cellularity
+    of the tissue, which is also visible in the image; donors and sections have batch effects. Single spots are so noisy
+    that domains cannot be predicted well without spatial context.
 
     Parameters
     ----------
     n_sections
-        Number of sections, named ``"S1"``, ``"S2"``, …; two come from each donor, ``"D1"``, ``"D2"``, ….
-        A section does not depend on how many there are.
+        Number of sections, named ``"S1"``, ``"S2"``, …, two from each donor ``"D1"``, ``"D2"``, …. A section does not
+        depend on the number of sections.
     n_rows, n_cols
-        Sites of each section; about 70% of them hold a spot.
+        Number of rows and columns of sites of each section; about 70% of the sites have a spot.
     n_genes
         Number of genes.
     n_domains
@@ -92,9 +92,9 @@ def synthetic_sections(
     layout
         ``"hex"`` (Visium), ``"square"`` (ST, binned Visium HD) or ``"irregular"`` (cells, without array coordinates).
     image
-        Draw an H&E-like image of each section; it does not change the counts.
+        Simulate an H&E-like image of each section; it does not change the counts.
     rng
-        Seed or generator; the global random state is not touched.
+        Seed or generator; the global random state is not used.
 
     Returns
     -------
@@ -102,12 +102,12 @@ def synthetic_sections(
 
     ``obs``
         ``section``, ``donor``, ``domain`` (categorical; missing for a few spots), ``cellularity`` (float32; the hidden
-        factor that genes and image share), ``array_row`` and ``array_col`` (not for irregular).
+        factor shared by genes and image), ``array_row`` and ``array_col`` (not for irregular).
     ``var``
-        ``marker_of`` (categorical; domain whose programme the gene belongs to, missing for none),
+        ``marker_of`` (categorical; domain of which the gene is a marker, or missing),
         ``follows_cellularity`` (bool).
     ``obsm["spatial"]``
-        Coordinates (x, y) in full-resolution pixels of 1 µm, 100 per spot distance.
+        Coordinates (x, y) in full-resolution pixels of 1 µm; neighbouring spots are 100 pixels apart.
     ``uns["spatial"][section]``
         ``scalefactors`` (``spot_diameter_fullres``, ``tissue_hires_scalef``) and, with ``image``, ``images["hires"]``
         (uint8, height × width × 3).
@@ -132,7 +132,7 @@ def synthetic_sections(
         check_whole("rng", rng, least=0)
     shared, *own = np.random.default_rng(rng).spawn(1 + n_sections)
     genes = _draw_genes(shared, n_genes, n_domains)
-    # Row by row, so that more donors do not change the first ones.
+    # Row by row, so that further donors do not change the first ones.
     donor_shifts = shared.normal(0, DONOR_EFFECT, (-(-n_sections // SECTIONS_PER_DONOR), n_genes))
 
     parts, spatial = [], {}
@@ -147,11 +147,11 @@ def synthetic_sections(
         spatial[name] = {"scalefactors": scales} | ({"images": {"hires": picture}} if image else {})
 
     adata = ad.concat(parts)
-    adata.var = _describe_genes(genes, n_domains)
+    adata.var = _gene_table(genes, n_domains)
     names = [f"L{d + 1}" for d in range(n_domains)]
     adata.obs["domain"] = pd.Categorical.from_codes(adata.obs["domain"].to_numpy(), names)
     for column in ("section", "donor"):
-        # In their order of drawing: "S10" comes after "S9".
+        # In their order of simulation: "S10" comes after "S9".
         adata.obs[column] = pd.Categorical(adata.obs[column], adata.obs[column].unique())
     adata.uns["spatial"] = spatial
     return adata
@@ -179,7 +179,7 @@ def _draw_genes(rng: np.random.Generator, n_genes: int, n_domains: int) -> Genes
     for domain in range(n_domains):
         mine = marker_of == domain
         domains[domain, mine] = rng.uniform(0.3, DOMAIN_EFFECT, mine.sum())
-        # Programmes fade out into one of the adjacent layers.
+        # Markers are also expressed, at half the effect, in one of the adjacent layers.
         beside = np.clip(domain + rng.choice([-1, 1], mine.sum()), 0, n_domains - 1)
         domains[beside, np.flatnonzero(mine)] = np.maximum(domains[beside, mine], 0.5 * domains[domain, mine])
     patterns = rng.normal(0, PATTERN_EFFECT, (N_PATTERNS, n_genes)) * (rng.random((N_PATTERNS, n_genes)) < 0.3)
@@ -187,7 +187,7 @@ def _draw_genes(rng: np.random.Generator, n_genes: int, n_domains: int) -> Genes
     return Genes(base, domains, patterns, cellularity, dispersion=rng.gamma(4, 0.5, n_genes))
 
 
-def _describe_genes(genes: Genes, n_domains: int) -> pd.DataFrame:
+def _gene_table(genes: Genes, n_domains: int) -> pd.DataFrame:
     strongest = np.where(genes.domains.any(axis=0), genes.domains.argmax(axis=0), -1)
     return pd.DataFrame(
         {
@@ -207,7 +207,7 @@ def _draw_section(
     *,
     image: bool,
 ) -> tuple[AnnData, np.ndarray | None]:
-    """Draw the spots of one section, whose domains are still codes, and its picture."""
+    """Simulate the spots of one section, with domains as codes, and its image."""
     sites, xy = draw_positions(rng, size, layout)
     anatomy = draw_anatomy(rng, xy.max(axis=0), len(genes.domains))
     kept = anatomy.in_tissue(xy) & (rng.random(len(xy)) >= LOST)
@@ -217,7 +217,7 @@ def _draw_section(
     domain = np.digitize(depth, borders)
     cellularity = anatomy.cellularity(xy)
     patterns = np.column_stack([draw_field(rng, anatomy.extent, PATTERN_SCALE)(xy) for _ in range(N_PATTERNS)])
-    counts = _draw_counts(rng, genes, domain, cellularity, patterns, donor_shift)
+    counts = _draw_counts(rng, genes, domain, cellularity=cellularity, patterns=patterns, donor_shift=donor_shift)
 
     label = np.where(rng.random(len(xy)) < UNLABELLED, -1, domain)
     obs = pd.DataFrame({"domain": label, "cellularity": cellularity.astype(np.float32)})
@@ -227,7 +227,7 @@ def _draw_section(
         obs["array_row"], obs["array_col"] = sites.T
         obs.index = [f"{row}x{col}" for row, col in sites]
     part = ad.AnnData(counts, obs=obs, obsm={"spatial": (xy + MARGIN) * PITCH})
-    # Last, so that it changes nothing else.
+    # Last, so that the image does not change anything else.
     return part, draw_histology(rng, anatomy, borders, PITCH * HIRES_SCALE, MARGIN) if image else None
 
 
@@ -235,13 +235,14 @@ def _draw_counts(
     rng: np.random.Generator,
     genes: Genes,
     domain: np.ndarray,
+    *,
     cellularity: np.ndarray,
     patterns: np.ndarray,
     donor_shift: np.ndarray,
 ) -> sparse.csr_matrix:
-    """Draw negative binomial counts, spots × genes, for the domain, cellularity and smooth patterns of every spot."""
+    """Draw negative binomial counts, spots × genes, given domain, cellularity and smooth patterns of every spot."""
     n_spots, n_genes = len(domain), len(genes.base)
-    # A spot's mixture of cells is partly that of its surroundings and partly its own.
+    # The cell composition of a spot is partly that of its surroundings and partly its own.
     mixture = (patterns + rng.normal(0, OWN_MIXTURE, patterns.shape)) / np.hypot(1, OWN_MIXTURE)
     log_mean = genes.base + donor_shift + rng.normal(0, SECTION_EFFECT, n_genes)
     log_mean = log_mean + genes.domains[domain] + mixture @ genes.patterns + np.outer(cellularity, genes.cellularity)

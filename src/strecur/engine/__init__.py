@@ -1,24 +1,24 @@
-"""Training and prediction loops on Lightning Fabric; they know neither AnnData nor biology."""
+"""Training and prediction on Lightning Fabric, without AnnData and biology."""
 
 from __future__ import annotations
 
+from strecur.engine.answers import Answer, Prediction
+from strecur.engine.augmentation import Augmentation, HistAugmentation
 from strecur.engine.checkpoint import Checkpoint
-from strecur.engine.data import Augmentation, Section, collate
-from strecur.engine.deform import HistAugmentation
-from strecur.engine.fit import FitConfig, fit
-from strecur.engine.predict import Inference, Prediction, predict
-from strecur.engine.restarts import combine
+from strecur.engine.data import Section, collate
+from strecur.engine.devices import make_fabric
+from strecur.engine.prediction import predict
+from strecur.engine.training import fit
 
 __all__ = [
+    "Answer",
     "Augmentation",
     "Checkpoint",
-    "FitConfig",
     "HistAugmentation",
-    "Inference",
     "Prediction",
     "Section",
     "collate",
-    "combine",
     "fit",
+    "make_fabric",
     "predict",
 ]

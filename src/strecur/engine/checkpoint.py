@@ -1,19 +1,20 @@
-"""Training that goes on where it was stopped: its whole state in one file of numbers, replaced in one step."""
+"""Resuming an interrupted training: its whole state in one file, which is replaced atomically."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import os
 import time
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+
+from strecur._files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,95 +23,45 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from strecur.engine.data import Section
-    from strecur.engine.fit import BestWeights, Clock, FitConfig, MovingAverage
+    from strecur.engine.state import TrainingState
+    from strecur.options import Training
 
 logger = logging.getLogger("strecur")
 
 FILE, FORMAT, STATE = "training.safetensors", 1, "strecur_training"
 SECONDS_BETWEEN = 5.0
-"""Epochs may be shorter than it takes to write down what they changed."""
+"""Least time between two writes: an epoch may take less time than a write."""
 
-
-@dataclass
-class TrainingState:
-    """Everything that changes from epoch to epoch; random streams of visits depend on the epoch alone."""
-
-    network: nn.Module
-    average: MovingAverage
-    optimizer: torch.optim.Optimizer
-    order: torch.Generator
-    clock: Clock
-    keeper: BestWeights
-    history: list[dict[str, float]]
-
-    @property
-    def is_over(self) -> bool:
-        return self.clock.finished or self.keeper.exhausted
-
-    def values(self) -> dict[str, object]:
-        """What goes into JSON."""
-        return {
-            "history": self.history,
-            "clock": {"planned": self.clock.planned, "done": self.clock.done, "seconds": self.clock.seconds},
-            "best": {"best": self.keeper.best, "failures": self.keeper.failures},
-        }
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What does not."""
-        found = {"order": self.order.get_state()}
-        found |= {f"weights/{name}": p.detach() for name, p in self.network.named_parameters()}
-        found |= {f"average/{name}": value for name, value in self.average.shadow.items()}
-        if self.keeper.weights is not None:
-            found |= {f"best/{name}": value for name, value in self.keeper.weights.shadow.items()}
-        for i, p in enumerate(self.parameters()):
-            found |= {f"optimizer/{i}/{name}": value for name, value in self.optimizer.state[p].items()}
-        return {name: value.cpu().contiguous() for name, value in found.items()}
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def restore(self, values: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
-        """Undo :meth:`values` and :meth:`tensors`."""
-        self.order.set_state(tensors["order"])
-        with torch.no_grad():
-            for name, p in self.network.named_parameters():
-                p.copy_(tensors[f"weights/{name}"])
-                self.average.shadow[name].copy_(tensors[f"average/{name}"])
-        if any(name.startswith("best/") for name in tensors):
-            self.keeper.keep(self.network)
-            for name, value in self.keeper.weights.shadow.items():
-                value.copy_(tensors[f"best/{name}"])
-        for i, p in enumerate(self.parameters()):
-            own = {name.split("/")[2]: value for name, value in tensors.items() if name.startswith(f"optimizer/{i}/")}
-            # AdamW counts its steps on the CPU
-            self.optimizer.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in own.items()}
-        self.history.extend(values["history"])
-        vars(self.keeper).update(values["best"])
-        vars(self.clock).update(values["clock"], begin=time.monotonic() - values["clock"]["seconds"])
+RECORDED = (
+    *("max_epochs", "max_minutes", "batch_sections", "learning_rate", "warmup", "schedule", "weight_decay", "clip"),
+    *("ema", "patience", "validate_every"),
+)
+"""Training options that identify a run."""
 
 
 class Checkpoint:
-    """Where a training writes its state after an epoch, and from where the same training goes on.
+    """Folder in which a training stores its state after epochs, and from which the same training resumes.
 
     Parameters
     ----------
     folder
-        Folder of the file; made if it is not there.
+        Folder of the file; created if it does not exist.
     about
-        What tells this training from others besides the arguments of :func:`strecur.engine.fit`, by name.
+        What identifies this training in addition to the arguments of :func:`strecur.engine.fit`, by name.
     """
 
     def __init__(self, folder: str | Path, about: Mapping[str, object]) -> None:
-        self.folder, self.about, self.run = Path(folder), about, {}
+        self.folder, self.about = Path(folder), about
+        self.run: dict[str, Any] = {}
         self.written = -float("inf")
 
     def begin(self, state: TrainingState, run: Mapping[str, object], fabric: Fabric) -> None:
-        """Take up the state of the file, or write the first one, so that a folder that takes none is noticed at once.
+        """Resume from the file, or write the first one, so that a folder that is not writable raises at once.
 
         Raises
         ------
         ValueError
-            If the file holds another training; the message says what differs.
+            If the file belongs to another training; the message says what differs.
         """
         # through JSON, in which a tuple is a list
         self.run = json.loads(json.dumps({**self.about, **run}))
@@ -126,16 +77,16 @@ class Checkpoint:
         logger.info("training goes on after epoch %d, from %s", len(state.history), self.folder)
 
     def update(self, state: TrainingState, fabric: Fabric) -> None:
-        """Write the state, unless that was done a moment ago and more is to come; a failure does not stop training."""
+        """Write the state, unless it was just written and training is not over; a failure does not stop training."""
         if not fabric.is_global_zero or (time.monotonic() - self.written < SECONDS_BETWEEN and not state.is_over):
             return
         try:
             self.write(state)
         except OSError as error:
-            logger.warning("training goes on without a new checkpoint: %s", error)
+            logger.warning("training continues without a new checkpoint: %s", error)
 
-    def read(self) -> tuple[dict[str, object], dict[str, Tensor]] | None:
-        """Values and tensors of the file if it is there and belongs to this training."""
+    def read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """Read values and tensors of the file, if it exists, and check that it belongs to this training."""
         path = self.folder / FILE
         if not path.exists():
             return None
@@ -150,13 +101,13 @@ class Checkpoint:
         if found:
             msg = (
                 f"{self.folder} holds the checkpoint of another training, with other {'; '.join(found)}. Pass another "
-                "folder, or delete this one to begin anew"
+                "folder, or delete this one to start from the beginning"
             )
             raise ValueError(msg)
         return values, tensors
 
     def write(self, state: TrainingState) -> None:
-        """Replace the file in one step."""
+        """Replace the file atomically."""
         values = {"format": FORMAT, "run": self.run, **state.values()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -167,32 +118,38 @@ class Checkpoint:
         self.written = time.monotonic()
 
     def damaged(self, error: Exception) -> str:
-        return f"{self.folder / FILE} is damaged or no checkpoint ({error}); delete it to begin anew"
+        return f"{self.folder / FILE} is damaged or no checkpoint ({error}); delete it to start from the beginning"
 
 
 def describe_run(
     network: nn.Module,
     sections: Sequence[Section],
-    config: FitConfig,
+    training: Training,
+    *,
+    n_steps: int,
     augment: object,
     seed: int,
     fabric: Fabric,
 ) -> dict[str, object]:
-    """What a training begins with, in values that can be compared: data and first weights as checksums."""
+    """Describe a training by comparable values; data and initial weights are described by checksums."""
     return {
-        **asdict(config),
+        "n_steps": n_steps,
+        **{name: getattr(training, name) for name in RECORDED},
         "seed": seed,
-        "augmentation": repr(augment)
-        if is_dataclass(augment)
-        else getattr(augment, "__qualname__", type(augment).__name__),
+        "augmentation": describe(augment),
         "network": checksum(network.state_dict()),
-        "sections": describe_sections(sections),
+        "sections": checksum_sections(sections),
         "device": f"{fabric.world_size} × {fabric.device.type}",
     }
 
 
-def describe_sections(sections: Sequence[Section]) -> dict[str, str]:
-    """Checksum of everything a section holds, by name."""
+def describe(augment: object) -> str:
+    """Describe an augmentation by its options, or by its name."""
+    return repr(augment) if is_dataclass(augment) else getattr(augment, "__qualname__", type(augment).__name__)
+
+
+def checksum_sections(sections: Sequence[Section]) -> dict[str, str]:
+    """Compute the checksum of each section, by name."""
     found = {}
     for section in sections:
         lattice = section.lattice
@@ -209,12 +166,12 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name, value in tensors.items():
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
 def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
-    """Name what two trainings do not share; numbers and words with both values, data by the names of the sections."""
+    """Name what differs between two trainings: options with both values, data by the names of the sections."""
     found = []
     for name in dict.fromkeys([*here, *there]):
         a, b = there.get(name), here.get(name)
@@ -227,34 +184,3 @@ def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list
         else:
             found.append(f"{name} ({a!r} there, {b!r} here)")
     return found
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that at any moment either the old or the new one is there, also after the power fails."""
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        write_through(fresh, data)
-        fresh.replace(path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def write_through(path: Path, data: bytes) -> None:
-    """Write a file down to the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Bring the names in a folder down to the disk, where the system can."""
-    if os.name != "posix":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,8 +1,8 @@
 """Scores of predicted domains and predicted expression, all computed in float64.
 
-Expression matrices are spots × genes in ``log2(counts + 1)``, but raw where a parameter is called ``counts``. Truth and
-prediction are matched by position; two pandas objects must also carry the same index (and columns). A spot whose whole
-row is NaN is missing: it is left out and counted, never scored as zero. A score that is not defined is NaN.
+Expression matrices are spots × genes in ``log2(counts + 1)``, or raw counts where a parameter is called ``counts``.
+Truth and prediction are matched by position; two pandas objects must also have the same index (and columns). A spot
+whose whole row is NaN is missing: it is left out and counted, never scored as zero. An undefined score is NaN.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Pieces shared by the scores: pairing of spots and correlations, in float64."""
+"""Parts shared by the scores: pairing of spots and correlations, in float64."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-def require_same_labels(truth: object, predicted: object) -> None:
+def require_same_labels(truth: Any, predicted: Any) -> None:
     """Raise unless both have the same length and, if both are pandas objects, the same index and columns."""
     if np.shape(truth)[:1] != np.shape(predicted)[:1]:
         msg = f"truth has shape {np.shape(truth)} and the prediction {np.shape(predicted)}; they must match"
@@ -20,12 +20,12 @@ def require_same_labels(truth: object, predicted: object) -> None:
     for axis in ("index", "columns"):
         ours, theirs = getattr(truth, axis, None), getattr(predicted, axis, None)
         if isinstance(ours, pd.Index) and isinstance(theirs, pd.Index) and not ours.equals(theirs):
-            msg = f"truth and prediction differ in their {axis}; bring them into one order with .reindex first"
+            msg = f"truth and prediction differ in their {axis}; bring them into the same order with .reindex first"
             raise ValueError(msg)
 
 
-def dense(values: ArrayLike, axes: str = "spots × genes") -> np.ndarray:
-    """Return a float64 matrix, or raise."""
+def dense(values: Any, axes: str = "spots × genes") -> np.ndarray:
+    """Return a matrix (array, sparse matrix or DataFrame) as float64 array."""
     try:
         matrix = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -38,17 +38,17 @@ def dense(values: ArrayLike, axes: str = "spots × genes") -> np.ndarray:
 
 
 def pair(truth: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return truth and prediction of the spots that neither misses, and a mask of those spots.
+    """Return truth and prediction of the spots that both have, and a mask of those spots.
 
     A spot is missing if its whole row is NaN; other NaN are errors.
     """
     require_same_labels(truth, predicted)
-    truth, predicted = dense(truth), dense(predicted)
-    if truth.shape != predicted.shape:
-        msg = f"truth has shape {truth.shape} and the prediction {predicted.shape}; they must match"
+    true, pred = dense(truth), dense(predicted)
+    if true.shape != pred.shape:
+        msg = f"truth has shape {true.shape} and the prediction {pred.shape}; they must match"
         raise ValueError(msg)
-    valid = ~(np.isnan(truth).all(axis=1) | np.isnan(predicted).all(axis=1))
-    for name, values in (("truth", truth), ("the prediction", predicted)):
+    valid = ~(np.isnan(true).all(axis=1) | np.isnan(pred).all(axis=1))
+    for name, values in (("truth", true), ("the prediction", pred)):
         if not np.isfinite(values[valid]).all():
             genes = np.flatnonzero(~np.isfinite(values[valid]).all(axis=0))
             msg = (
@@ -56,7 +56,7 @@ def pair(truth: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.ndarray
                 "of spots that are not missing as a whole; leave those genes out first"
             )
             raise ValueError(msg)
-    return truth[valid], predicted[valid], valid
+    return true[valid], pred[valid], valid
 
 
 def varies(values: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ def varies(values: np.ndarray) -> np.ndarray:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson correlation column by column, NaN where one side is constant."""
+    """Pearson correlation of each column, NaN where one side is constant."""
     result = np.full(a.shape[1], np.nan)
     defined = varies(a) & varies(b)
     if not defined.any():

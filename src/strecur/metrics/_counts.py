@@ -1,4 +1,4 @@
-"""Scores of predicted counts, where others look at their logarithm."""
+"""Scores of predicted counts, on the scale of counts rather than logarithms."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from strecur.metrics._arrays import correlation, pair
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-# Up to here a negative binomial is the Poisson distribution, up to rounding.
+# Up to this dispersion, a negative binomial equals the Poisson distribution up to rounding.
 NO_DISPERSION = 1e-8
 
 
 def negative_binomial_log_likelihood(
     counts: ArrayLike, predicted: ArrayLike, *, dispersion: ArrayLike | None = None, min_mean: float = 0.01
 ) -> np.ndarray:
-    """Log-likelihood of the counts if the predictions are means of negative binomials, for every gene.
+    """Compute the log-likelihood of the counts of each gene, with the predictions as means of negative binomials.
 
     The variance of a gene is mean + dispersion · mean²; a dispersion of 0 is a Poisson distribution.
 
@@ -30,13 +30,13 @@ def negative_binomial_log_likelihood(
     counts
         Measured counts, spots × genes: array, sparse matrix or DataFrame.
     predicted
-        Predicted counts of the same shape, whole or not.
+        Predicted counts of the same shape, not necessarily integers.
     dispersion
-        Dispersion per gene, best from :func:`strecur.metrics.moment_dispersion` of the training spots. ``None`` takes
-        that of ``counts``.
+        Dispersion per gene, best from :func:`strecur.metrics.moment_dispersion` of the training spots. If ``None``
+        (default), that of ``counts``.
     min_mean
-        Predictions below are raised to it: after a prediction of exactly 0 any count would be impossible. It decides
-        what whole-numbered predictions get for their zeros, so compare models at one value only.
+        Smaller predictions are raised to it, because any count is impossible under a mean of 0. It determines the
+        score of integer predictions at zeros, so compare models at the same value.
 
     Returns
     -------
@@ -45,11 +45,11 @@ def negative_binomial_log_likelihood(
     Raises
     ------
     ValueError
-        If shapes, indices or columns differ, or the counts are not whole numbers from 0 on.
+        If shapes, indices or columns differ, or counts are not non-negative integers.
 
     Notes
     -----
-    One of the additional scores of GenAR (paper 002).
+    One of the additional scores of GenAR :cite:p:`genar`.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def negative_binomial_log_likelihood(
     counts, predicted = _counts_and_prediction(counts, predicted)
     dispersion = moment_dispersion(counts) if dispersion is None else np.asarray(dispersion, dtype=np.float64)
     if dispersion.shape not in ((), counts.shape[1:]) or not (np.isfinite(dispersion) & (dispersion >= 0)).all():
-        msg = f"dispersion is one number from 0 on per gene, {counts.shape[1]} in all; see moment_dispersion"
+        msg = f"dispersion must be one non-negative number per gene, {counts.shape[1]} in all; see moment_dispersion"
         raise ValueError(msg)
     check_positive("min_mean", min_mean)
     if not len(counts):
@@ -91,7 +91,7 @@ def moment_dispersion(counts: ArrayLike) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the counts are not whole numbers from 0 on.
+        If counts are not non-negative integers.
 
     Examples
     --------
@@ -109,26 +109,26 @@ def moment_dispersion(counts: ArrayLike) -> np.ndarray:
 
 
 def zero_scores(counts: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
-    """Score how well zeros are told from other counts, over all spots and genes at once.
+    """Score how well zeros are predicted, over all spots and genes at once.
 
     Parameters
     ----------
     counts
         Measured counts, spots × genes.
     predicted
-        Predicted counts of the same shape; below 0.5 counts as a predicted zero.
+        Predicted counts of the same shape; a value below 0.5 is a predicted zero.
 
     Returns
     -------
     Dictionary of
 
-    - ``zero_precision``: share of predicted zeros that are zeros; NaN if none is predicted.
-    - ``zero_recall``: share of zeros that are predicted; NaN if there is none.
+    - ``zero_precision``: share of predicted zeros that are zeros; NaN if no zero is predicted.
+    - ``zero_recall``: share of zeros that are predicted; NaN if there is no zero.
 
     Raises
     ------
     ValueError
-        If shapes, indices or columns differ, or the counts are not whole numbers from 0 on.
+        If shapes, indices or columns differ, or counts are not non-negative integers.
 
     Examples
     --------
@@ -149,8 +149,8 @@ def zero_scores(counts: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
 def library_size_correlation(counts: ArrayLike, predicted: ArrayLike) -> float:
     """Correlate the measured and the predicted totals of the spots.
 
-    A model whose correlation is high only because it knows the depth of each spot shows it here; compare with scores
-    of :func:`strecur.metrics.depth_normalised` values.
+    It shows whether scores are high only because the depth of each spot is predicted; compare with scores of
+    :func:`strecur.metrics.depth_normalised` values.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def library_size_correlation(counts: ArrayLike, predicted: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        If shapes, indices or columns differ, or the counts are not whole numbers from 0 on.
+        If shapes, indices or columns differ, or counts are not non-negative integers.
 
     Examples
     --------
@@ -181,9 +181,9 @@ def library_size_correlation(counts: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def _counts_and_prediction(counts: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return both for the spots that neither misses; raise unless the first are counts."""
-    counts, predicted, _ = pair(counts, predicted)
-    if (counts < 0).any() or (counts != np.floor(counts)).any():
-        msg = "counts must be whole numbers from 0 on; bring log2(counts + 1) back with 2**values - 1 and round"
+    """Return counts and prediction of the spots that both have; raise unless the first are counts."""
+    true, pred, _ = pair(counts, predicted)
+    if (true < 0).any() or (true != np.floor(true)).any():
+        msg = "counts must be whole numbers from 0 on; convert log2(counts + 1) with 2**values - 1 and round"
         raise ValueError(msg)
-    return counts, predicted
+    return true, pred

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def domain_scores(truth: ArrayLike | pd.Series, predicted: ArrayLike | pd.Series) -> dict[str, float]:
     """Compare predicted domains with annotated ones.
 
-    Spots without an annotation (NaN, ``None``, ``""``, ``"nan"``, ``"NA"``) are dropped, and so are spots without a
-    prediction; labels are compared as strings.
+    Spots without annotation (NaN, ``None``, ``""``, ``"nan"``, ``"NA"``) or without prediction are dropped; labels are
+    compared as strings.
 
     Parameters
     ----------
@@ -35,12 +35,12 @@ def domain_scores(truth: ArrayLike | pd.Series, predicted: ArrayLike | pd.Series
     -------
     Dictionary of
 
-    - ``ari``: adjusted Rand index; 1 is perfect, 0 is chance and also what a constant prediction gets.
+    - ``ari``: adjusted Rand index; 1 is perfect, 0 is chance and the score of a constant prediction.
     - ``nmi``: normalised mutual information (arithmetic mean).
     - ``accuracy``: share of spots with the right label.
-    - ``macro_f1``: F1 averaged over the labels that occur in either argument.
-    - ``n_spots``: spots scored.
-    - ``n_missing``: annotated spots without a prediction.
+    - ``macro_f1``: F1 averaged over the labels of either argument.
+    - ``n_spots``: number of spots scored.
+    - ``n_missing``: number of annotated spots without prediction.
 
     Raises
     ------
@@ -74,12 +74,12 @@ def domain_scores(truth: ArrayLike | pd.Series, predicted: ArrayLike | pd.Series
 def expected_calibration_error(
     truth: ArrayLike | pd.Series, proba: ArrayLike | pd.DataFrame, labels: Sequence[str], *, n_bins: int = 15
 ) -> float:
-    """Measure how far confidence is from accuracy.
+    """Measure the distance between confidence and accuracy.
 
-    The most probable label of every spot is taken with its probability, the confidence. Spots are binned by confidence
-    into ``n_bins`` bins of equal width; the result is the mean distance between accuracy and confidence of the bins,
-    weighted by their spots. Spots without annotation or with NaN probabilities are dropped; an annotation that is
-    not among ``labels`` counts as a wrong prediction.
+    The confidence of a spot is the probability of its most probable label. Spots are binned by confidence into
+    ``n_bins`` bins of equal width; the result is the mean distance between accuracy and confidence of a bin, weighted
+    by its number of spots. Spots without annotation or with NaN probabilities are dropped; an annotation that is not
+    among ``labels`` counts as a wrong prediction.
 
     Parameters
     ----------

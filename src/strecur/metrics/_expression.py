@@ -21,7 +21,7 @@ TOP_GENES = (10, 50, 100, 200, 300)
 
 
 def pcc_per_gene(truth: ArrayLike, predicted: ArrayLike) -> np.ndarray:
-    """Correlate prediction and truth over the spots, for every gene.
+    """Correlate prediction and truth over the spots, for each gene.
 
     Parameters
     ----------
@@ -32,8 +32,8 @@ def pcc_per_gene(truth: ArrayLike, predicted: ArrayLike) -> np.ndarray:
 
     Returns
     -------
-    Pearson correlation per gene, float64. NaN where truth or prediction is constant up to rounding, that is where its
-    centred norm is at most 1e-12 · √spots · max|value|.
+    Pearson correlation per gene, float64. NaN where truth or prediction is constant up to rounding (centred norm of at
+    most 1e-12 · √spots · max|value|).
 
     Raises
     ------
@@ -61,12 +61,12 @@ def pcc_top(pcc: ArrayLike, k: int | None = None) -> float:
     pcc
         Correlation per gene, NaN where undefined, as :func:`pcc_per_gene` returns it.
     k
-        Number of genes, ranked by their own correlation, so that methods may rank different genes first. ``None``, or
-        more than there are, takes all defined ones.
+        Number of genes, ranked by their own correlation, so that the genes may differ between methods. If ``None``
+        (default), or more than there are, all with a defined correlation.
 
     Returns
     -------
-    Mean over the best ``k`` defined genes; NaN if there is none. Undefined genes are left out, not counted as zero.
+    Mean over the best ``k`` defined genes; NaN if there is none. Undefined genes are left out, not scored as zero.
 
     Raises
     ------
@@ -88,10 +88,10 @@ def pcc_top(pcc: ArrayLike, k: int | None = None) -> float:
 
 
 def rvd(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Relative variance distance: do predictions vary as much as the truth?
+    """Compute the relative variance distance: whether predictions vary as much as the truth.
 
-    Mean over genes of ((var predicted − var truth) / var truth)², population variances. 0 is perfect, a constant
-    prediction gets 1, there is no upper bound. Genes that are constant in the truth are left out.
+    Mean over genes of ((var predicted − var truth) / var truth)², population variances. 0 is perfect, 1 is a
+    constant prediction, and there is no upper bound. Genes that are constant in the truth are left out.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def rvd(truth: ArrayLike, predicted: ArrayLike) -> float:
 
     Notes
     -----
-    Definition of the code of Stem, which the spatial TRM paper takes over; that paper prints σ where the code has
+    Definition of the code of Stem, adopted by the spatial TRM :cite:p:`spatialtrm`, which prints σ where the code has
     variances (see :func:`rvd_std`).
 
     Examples
@@ -127,7 +127,7 @@ def rvd(truth: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def rvd_std(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Relative distance of standard deviations instead of variances (see :func:`strecur.metrics.rvd`).
+    """Compute the relative distance of standard deviations instead of variances (see :func:`strecur.metrics.rvd`).
 
     Parameters
     ----------
@@ -160,9 +160,8 @@ def rvd_std(truth: ArrayLike, predicted: ArrayLike) -> float:
 def pooled_scores(truth: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
     """Score all spot × gene entries at once, in counts.
 
-    Both matrices are brought back to counts, with negative ones as 0, and flattened. Such scores are high as soon as
-    highly and lowly expressed genes are told apart, even if no gene is predicted; they are not comparable with scores
-    per gene.
+    Both matrices are converted to counts (negative ones to 0) and flattened. Such scores are high if highly and lowly
+    expressed genes are told apart, even if no gene is predicted, and are not comparable with scores per gene.
 
     Parameters
     ----------
@@ -182,7 +181,7 @@ def pooled_scores(truth: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
 
     Notes
     -----
-    The R² and PCC of HiST (released code, evaluation).
+    R² and PCC of HiST :cite:p:`hist` (released code, evaluation).
 
     Examples
     --------
@@ -200,21 +199,21 @@ def pooled_scores(truth: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
 
 
 def depth_normalised(log_counts: ArrayLike, *, target_sum: float | None = None) -> np.ndarray:
-    """Take the sequencing depth of the spots out of ``log2(counts + 1)``.
+    """Remove the sequencing depth of the spots from ``log2(counts + 1)``.
 
     With c = max(2^log_counts − 1, 0), the result is log2(c · target_sum / total + 1), where total is the sum of c over
-    the genes given, spot by spot. A spot without counts has no composition and becomes NaN.
+    the given genes of a spot. A spot without counts has no composition and becomes NaN.
 
-    Raw log counts mostly tell how deeply a spot was sequenced: a predictor that knows only the total of a spot, with
-    c = total · mean profile, correlates with most genes. After this step it is constant. What depth leaves behind in
-    the log of rare genes (more zeros in shallow spots) stays, so that scores slightly above zero are no signal yet.
+    Raw log counts mostly show how deeply a spot was sequenced: a predictor that knows only the total of a spot, with
+    c = total · mean profile, correlates with most genes. After this step it is constant. The effect of depth on the
+    log of rare genes (more zeros in shallow spots) remains, so that scores slightly above zero are not yet a signal.
 
     Parameters
     ----------
     log_counts
         ``log2(counts + 1)``, spots × genes, measured or predicted.
     target_sum
-        Total that every spot is scaled to; ``None`` takes the median of the totals above 0.
+        Total to which every spot is scaled. If ``None`` (default), the median of the totals above 0.
 
     Returns
     -------
@@ -223,7 +222,7 @@ def depth_normalised(log_counts: ArrayLike, *, target_sum: float | None = None) 
     Raises
     ------
     ValueError
-        If it is no table of numbers, or ``target_sum`` is not positive.
+        If ``log_counts`` is not a table of numbers, or ``target_sum`` is not positive.
 
     Examples
     --------
@@ -245,7 +244,7 @@ def depth_normalised(log_counts: ArrayLike, *, target_sum: float | None = None) 
 def expression_scores(
     truth: ArrayLike, predicted: ArrayLike, *, graph: sparse.spmatrix | sparse.sparray | None = None
 ) -> dict[str, float]:
-    """Score predicted expression in every way this module knows.
+    """Compute all scores of predicted expression.
 
     Parameters
     ----------
@@ -261,16 +260,16 @@ def expression_scores(
     Dictionary of
 
     - ``pcc_10``, ``pcc_50``, ``pcc_100``, ``pcc_200``, ``pcc_300``, ``pcc_all``: :func:`pcc_top` of
-      :func:`pcc_per_gene`; with fewer genes than ``k`` all of them.
-    - the same with the ending ``_depth_normalised``: after :func:`depth_normalised` of truth and prediction, both
-      scaled to the median total of the truth. Low values beside high raw ones mean that depth was predicted.
+      :func:`pcc_per_gene`; all genes if there are fewer than ``k``.
+    - the same with suffix ``_depth_normalised``: after :func:`depth_normalised` of truth and prediction, both scaled to
+      the median total of the truth. If they are low and the raw ones are high, depth was predicted.
     - ``n_undefined``, ``n_undefined_depth_normalised``: genes without a correlation.
     - ``mse``, ``mae``: mean over all entries.
     - ``rvd``, ``rvd_std``, ``gene_structure``, ``r2_pooled``, ``pcc_pooled``: the functions of that name.
     - ``n_constant``: genes constant in the truth, which ``rvd`` leaves out.
     - ``moran_structure``: only with ``graph``.
-    - ``n_genes``, ``n_spots``: what was scored; ``n_missing``: spots left out because truth or prediction is NaN.
-    - ``n_spots_depth_normalised``: spots scored that have counts in truth and prediction.
+    - ``n_genes``, ``n_spots``: numbers scored; ``n_missing``: spots left out because truth or prediction is NaN.
+    - ``n_spots_depth_normalised``: spots scored, which have counts in truth and prediction.
 
     Raises
     ------
@@ -308,7 +307,7 @@ def expression_scores(
 
 
 def _pcc_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Mean of the best correlations for every usual number of genes."""
+    """Mean of the best correlations for the usual numbers of genes."""
     truth, predicted, _ = pair(truth, predicted)
     pcc = correlation(truth, predicted)
     top = {f"pcc_{k}": pcc_top(pcc, k) for k in TOP_GENES}
@@ -316,7 +315,7 @@ def _pcc_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def _relative_distance(truth: ArrayLike, predicted: ArrayLike, *, spread: Callable[..., np.ndarray]) -> float:
-    """Mean over genes of the squared relative difference of their spread, of genes that vary in the truth."""
+    """Mean squared relative difference of the spread of genes, over the genes that vary in the truth."""
     truth, predicted, _ = pair(truth, predicted)
     genes = varies(truth)
     if not genes.any():

@@ -13,28 +13,28 @@ if TYPE_CHECKING:
 
 
 def path_dependence(scores: ArrayLike | pd.DataFrame) -> float:
-    """Measure how far a result depends on where the recursion started.
+    """Measure how much a result depends on the random start of the recursion.
 
     Parameters
     ----------
     scores
-        Score of every restart, sections × restarts: for instance the adjusted Rand index after the last step of
-        :func:`strecur.tl.landscape`, ``table[table.step == depth].pivot(index="section", columns="restart",
+        Score of every restart, sections × restarts, for instance the adjusted Rand index after the last step of
+        :func:`strecur.tl.landscape`: ``table[table.step == depth].pivot(index="section", columns="restart",
         values="ari")``.
 
     Returns
     -------
-    Mean distance between the score of one restart and the mean score of its section; 0 if all restarts of a section
-    score alike. NaN scores are left out; NaN if there are no others.
+    Mean distance between the score of a restart and the mean score of its section; 0 if all restarts of a section
+    have the same score. NaN scores are left out; NaN if all are.
 
     Raises
     ------
     ValueError
-        If ``scores`` is no table.
+        If ``scores`` is not a table.
 
     Notes
     -----
-    Δ_PI of Equilibrium Reasoners, averaged over which restart is the single one.
+    Δ_PI of Equilibrium Reasoners :cite:p:`eqr`, averaged over the choice of the single restart.
 
     Examples
     --------

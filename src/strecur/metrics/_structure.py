@@ -9,8 +9,8 @@ import pandas as pd
 from scipy import sparse
 from sklearn.neighbors import radius_neighbors_graph
 
+from strecur._geometry import physical_positions
 from strecur.metrics._arrays import correlation, pair, varies
-from strecur.pp._neighbourhood import physical_positions
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -20,10 +20,10 @@ NEIGHBOUR_DISTANCE = {"hex": 2.0, "square": 1.0, "irregular": 2.0}
 
 
 def gene_structure(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Gene structure correlation: are genes that go together predicted to go together?
+    """Compute the gene structure correlation: whether co-expressed genes are predicted to be co-expressed.
 
-    Pearson correlation between the upper triangles of the two gene × gene correlation matrices (the measure called GSC
-    in the literature), over the genes that vary in truth and prediction.
+    Pearson correlation between the upper triangles of the two gene × gene correlation matrices (GSC in the literature),
+    over the genes that vary in truth and prediction.
 
     Parameters
     ----------
@@ -60,10 +60,10 @@ def gene_structure(truth: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def moran_structure(truth: ArrayLike, predicted: ArrayLike, graph: sparse.spmatrix | sparse.sparray) -> float:
-    """Spatial structure correlation: are genes with a spatial pattern predicted with one?
+    """Compute the spatial structure correlation: whether spatially variable genes are predicted to be so.
 
     Moran's I of every gene is computed in truth and prediction; the result is the Pearson correlation between the two
-    lists (the measure called SSC in the literature), over the genes that vary in both.
+    lists (SSC in the literature), over the genes that vary in both.
 
     Parameters
     ----------
@@ -111,17 +111,17 @@ def moran_structure(truth: ArrayLike, predicted: ArrayLike, graph: sparse.spmatr
 def lattice_graph(
     grid: ArrayLike, *, layout: Literal["hex", "square", "irregular"], sections: ArrayLike | None = None
 ) -> sparse.csr_matrix:
-    """Connect every spot with its neighbours on the lattice of its section.
+    """Connect every spot to its neighbours on the lattice of its section.
 
     Parameters
     ----------
     grid
         Row and column of every spot, spots × 2, as in ``obsm["grid"]``.
     layout
-        As in ``uns["grid"]["layout"]``: ``"hex"`` connects the 6 sites around, ``"square"`` the 4, ``"irregular"``
-        all sites within two steps.
+        As in ``uns["grid"]["layout"]``: ``"hex"`` connects the 6 nearest sites, ``"square"`` the 4
+        nearest, ``"irregular"`` all sites within two steps.
     sections
-        Section of every spot; spots of different sections are never connected. ``None``: one section.
+        Section of every spot; spots of different sections are never connected. If ``None`` (default), one section.
 
     Returns
     -------
@@ -142,15 +142,17 @@ def lattice_graph(
     if layout not in NEIGHBOUR_DISTANCE:
         msg = f"layout={layout!r} is unknown; there are {list(NEIGHBOUR_DISTANCE)}"
         raise ValueError(msg)
-    grid = np.asarray(grid)
-    if grid.ndim != 2 or grid.shape[1] != 2 or grid.dtype.kind not in "iuf" or not np.isfinite(grid).all():
-        msg = f"grid has shape {grid.shape}; expected row and column of every spot, spots × 2, as in adata.obsm['grid']"
+    sites = np.asarray(grid)
+    if sites.ndim != 2 or sites.shape[1] != 2 or sites.dtype.kind not in "iuf" or not np.isfinite(sites).all():
+        msg = (
+            f"grid has shape {sites.shape}; expected row and column of every spot, spots × 2, as in adata.obsm['grid']"
+        )
         raise ValueError(msg)
-    positions = physical_positions(*grid.T, layout)
+    positions = physical_positions(sites[:, 0], sites[:, 1], layout)
     codes = np.zeros(len(positions)) if sections is None else pd.factorize(np.asarray(sections))[0]
     if len(codes) != len(positions):
         msg = f"sections has {len(codes)} entries for {len(positions)} spots; pass one per spot"
         raise ValueError(msg)
-    # a third coordinate keeps sections out of each other's reach
+    # A third coordinate separates the sections.
     points = np.column_stack([positions, codes * 10.0])
     return radius_neighbors_graph(points, 1.01 * NEIGHBOUR_DISTANCE[layout], mode="connectivity")

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from strecur.models import _storage
-from strecur.models._storage import ModelFolderError
-from strecur.models.domain import DomainModel
-from strecur.models.expression import ExpressionModel
+from strecur.models.domain import DomainModel, domains_from_saved
+from strecur.models.expression import ExpressionModel, LinearExpressionModel, expression_from_saved
+from strecur.models.io.folders import ModelFolderError, load_folder
+from strecur.models.network import BACKBONES
 
-__all__ = ["DomainModel", "ExpressionModel", "ModelFolderError", "load_model"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
-KINDS = {"domains": DomainModel, "expression": ExpressionModel}
+    from strecur.nn import BackboneConfig
+
+__all__ = ["DomainModel", "ExpressionModel", "LinearExpressionModel", "ModelFolderError", "load_model"]
+
+FROM_SAVED: dict[str, Callable[..., Any]] = {"domains": domains_from_saved, "expression": expression_from_saved}
 
 
-def load_model(path: str | Path) -> DomainModel | ExpressionModel:
+def load_model(
+    path: str | Path, *, backbones: Sequence[type[BackboneConfig]] = ()
+) -> DomainModel | ExpressionModel | LinearExpressionModel:
     """Load a model folder of any kind.
 
     Parameters
     ----------
     path
         Folder written by ``model.save(path)``.
+    backbones
+        Configurations of backbones that are not part of strecur, if the model has one.
 
     Returns
     -------
@@ -37,7 +47,7 @@ def load_model(path: str | Path) -> DomainModel | ExpressionModel:
     >>> import strecur as st
     >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
+    >>> model = st.tl.train_domains(adata, "domain", training={"max_epochs": 1})
     >>> import tempfile
     >>> folder = tempfile.mkdtemp() + "/my_tissue"
     >>> model.save(folder)
@@ -47,5 +57,6 @@ def load_model(path: str | Path) -> DomainModel | ExpressionModel:
     if not isinstance(path, str | Path):
         msg = f"path={path!r}: pass the path of a model folder"
         raise TypeError(msg)
-    kind = _storage.read_config(_storage.find_folder(path))["kind"]
-    return KINDS[kind].load(path)
+    known = BACKBONES | {config.name: config for config in backbones}
+    config, arrays = load_folder(path, known)
+    return FROM_SAVED[config["kind"]](config, arrays, known)

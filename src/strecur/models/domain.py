@@ -1,30 +1,36 @@
+"""Models of domains."""
+
 from __future__ import annotations
 
 import uuid
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pandas as pd
 
-from strecur.engine import Inference, Prediction, Section, predict
-from strecur.engine.fit import make_fabric
-from strecur.models._features import SpotFeatures, features_from_saved, features_to_saved
-from strecur.models._network import Architecture, Backbone, network_from_saved, network_to_saved, to_json
-from strecur.models._smoothing import smooth, smooth_restarts
-from strecur.models._storage import load_folder, save_folder
+from strecur import metrics
+from strecur._settings import settings
+from strecur.engine import Answer, Section, predict
+from strecur.models.base import NetworkModel, own_fabric
+from strecur.models.calibration import conformal_scores, fit_temperature, negative_log_likelihood, temper
+from strecur.models.features.spots import SpotFeatures, features_from_saved, features_to_saved
+from strecur.models.io.folders import save_folder
 from strecur.models.linear import LinearDomains
-from strecur.nn import DomainHead, SpotNetwork
+from strecur.models.network import Architecture, Backbones, known_to, network_from_saved, network_to_saved
+from strecur.models.smoothing import smooth, smooth_answers
+from strecur.nn import BackboneConfig, DomainHead, SpotNetwork
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
+    from strecur.options import Inference, Selection
 
 
 @dataclass
-class DomainModel:
+class DomainModel(NetworkModel):
     """Domains learned from annotated sections: features, network and the linear baseline, in one object.
 
     Made by :func:`strecur.tl.train_domains`, applied by :func:`strecur.tl.trm_domains`.
@@ -65,7 +71,7 @@ class DomainModel:
     labels: list[str]
     features: SpotFeatures
     architecture: Architecture
-    backbone: Backbone
+    backbone: BackboneConfig
     network: SpotNetwork
     baseline: LinearDomains
     halting: str | None
@@ -77,12 +83,11 @@ class DomainModel:
     conformal_scores: np.ndarray | None = None
     halt_threshold: float | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    selections: ClassVar[tuple[Selection, ...]] = ("converged", "mean", "vote")
 
     def __repr__(self) -> str:
-        n_parameters = sum(p.numel() for p in self.network.parameters())
-        architecture, backbone = to_json(self.architecture)["name"], to_json(self.backbone)["name"]
         return (
-            f"DomainModel {self.id}: {architecture} over a {backbone} backbone, {n_parameters:,} parameters\n"
+            f"DomainModel {self.id}: {self.network_description}\n"
             f"  domains: {', '.join(self.labels)}\n"
             f"  trained on sections: {', '.join(self.sections)}"
         )
@@ -92,38 +97,43 @@ class DomainModel:
         sections: Sequence[Section],
         inference: Inference | None = None,
         *,
-        accelerator: str = "auto",
-        precision: str | None = None,
-        progress: bool = False,
-    ) -> list[list[Prediction]]:
-        """Predict sections of ready features.
+        rng: int = 0,
+        keep_steps: bool = True,
+        keep_latents: int = 0,
+    ) -> list[Answer]:
+        """Predict sections whose features are ready, on the device of the settings.
 
         Parameters
         ----------
         sections
             Features and lattices.
         inference
-            Depth, breadth and the like; not given: as many outer steps as in training, once.
-        accelerator, precision
-            As in Lightning.
-        progress
-            Show a progress bar.
+            Options of the prediction. If ``None`` (default), those of the training.
+        rng
+            Seed of random starts and noise.
+        keep_steps
+            Keep the output after every step, not just the last.
+        keep_latents
+            Number of spots whose latent is kept after every step.
 
         Returns
         -------
-        The restarts of each section, smoothed.
+        The answer for each section, smoothed.
         """
-        restarts = predict(
+        answers = predict(
             self.network,
             sections,
-            inference or Inference(self.architecture.n_steps),
-            fabric=make_fabric(accelerator, 1, precision),
-            progress=progress,
+            self.filled(inference),
+            seed=rng,
+            keep_steps=keep_steps,
+            keep_latents=keep_latents,
+            fabric=own_fabric(),
+            progress=settings.progress,
         )
-        return smooth_restarts(restarts, sections, self.smoothing)
+        return smooth_answers(answers, sections, self.smoothing)
 
     def predict_linear(self, sections: Sequence[Section]) -> list[np.ndarray]:
-        """Predict sections of ready features by the linear baseline.
+        """Predict sections whose features are ready by the linear baseline.
 
         Parameters
         ----------
@@ -172,39 +182,43 @@ class DomainModel:
         if self.conformal_scores is not None:
             arrays["conformal_scores"] = self.conformal_scores
         arrays |= {f"baseline.{name}": value for name, value in asdict(self.baseline).items()}
-        save_folder(path, config, arrays | weights, overwrite=overwrite)
+        save_folder(path, config, arrays | weights, known_to(self.backbone), overwrite=overwrite)
 
-    @classmethod
-    def load(cls, path: str | Path) -> DomainModel:
-        """Read a model written by :meth:`save`, onto the CPU.
 
-        Parameters
-        ----------
-        path
-            Folder of the model.
+def domains_from_saved(
+    config: Mapping[str, Any], arrays: Mapping[str, np.ndarray], backbones: Backbones
+) -> DomainModel:
+    """Undo :meth:`DomainModel.save`."""
+    features, n_domains = features_from_saved(config["features"], arrays), len(config["labels"])
+    return DomainModel(
+        labels=config["labels"],
+        features=features,
+        **network_from_saved(config, arrays, backbones, features.n_columns, DomainHead, n_domains),
+        baseline=LinearDomains(arrays["baseline.weight_FC"], arrays["baseline.bias_C"]),
+        history=pd.DataFrame(config["history"]),
+        scores=pd.DataFrame(config["scores"]),
+        sections=config["sections"],
+        smoothing=config.get("smoothing", 1),
+        temperature=config["temperature"],
+        conformal_scores=arrays.get("conformal_scores"),
+        halt_threshold=config["halt_threshold"],
+        id=config["id"],
+    )
 
-        Returns
-        -------
-        The model.
 
-        Raises
-        ------
-        ModelFolderError
-            If the folder is damaged, incomplete, of another kind or format, or no model.
-        """
-        config, arrays = load_folder(path, "domains")
-        features = features_from_saved(config["features"], arrays)
-        return cls(
-            labels=config["labels"],
-            features=features,
-            **network_from_saved(config, arrays, features.n_columns, DomainHead, len(config["labels"])),
-            baseline=LinearDomains(arrays["baseline.weight_FC"], arrays["baseline.bias_C"]),
-            history=pd.DataFrame(config["history"]),
-            scores=pd.DataFrame(config["scores"]),
-            sections=config["sections"],
-            smoothing=config.get("smoothing", 1),
-            temperature=config["temperature"],
-            conformal_scores=arrays.get("conformal_scores"),
-            halt_threshold=config["halt_threshold"],
-            id=config["id"],
-        )
+def calibrate_domains(model: DomainModel, proba_NC: np.ndarray, target_N: np.ndarray) -> pd.DataFrame:
+    """Fit temperature and conformal scores on the spots with a label; return the scores before and after."""
+    labelled = target_N >= 0
+    proba_NC, target_N = proba_NC[labelled], target_N[labelled]
+    model.temperature = fit_temperature(proba_NC, target_N)
+    tempered_NC = temper(proba_NC, model.temperature)
+    model.conformal_scores = conformal_scores(tempered_NC, target_N)
+    truth = np.array(model.labels, dtype=object)[target_N]
+    rows = [
+        {
+            "nll": negative_log_likelihood(values_NC, target_N),
+            "ece": metrics.expected_calibration_error(truth, values_NC, model.labels),
+        }
+        for values_NC in (proba_NC, tempered_NC)
+    ]
+    return pd.DataFrame(rows, index=["before", "after"])

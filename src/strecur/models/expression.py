@@ -1,22 +1,24 @@
+"""Models of expression."""
+
 from __future__ import annotations
 
 import uuid
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from strecur.engine import Inference, Prediction, Section
-from strecur.engine.fit import make_fabric
-from strecur.models._counts import Draws, draw_counts, predict_values
-from strecur.models._features import SpotFeatures, features_from_saved, features_to_saved
-from strecur.models._intervals import ExpressionErrors
-from strecur.models._network import Architecture, Backbone, network_from_saved, network_to_saved, to_json
-from strecur.models._storage import load_folder, save_folder
-from strecur.models._targets import ExpressionTarget
+from strecur._settings import settings
+from strecur.models.base import NetworkModel, own_fabric
+from strecur.models.calibration import ExpressionErrors
+from strecur.models.counts import Draws, draw_counts, predict_values
+from strecur.models.features.spots import SpotFeatures, features_from_saved, features_to_saved
+from strecur.models.io.folders import save_folder
 from strecur.models.linear import LinearExpression
-from strecur.nn import ExpressionHead, SpotNetwork
+from strecur.models.network import Architecture, Backbones, known_to, network_from_saved, network_to_saved
+from strecur.models.targets import ExpressionTarget
+from strecur.nn import BackboneConfig, CountNetwork, ExpressionHead, SpotNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,61 +27,45 @@ if TYPE_CHECKING:
     import numpy as np
     from anndata import AnnData
 
+    from strecur.engine import Answer, Section
+    from strecur.options import Inference, Selection
 
-@dataclass
-class ExpressionModel:
-    """Expression learned from histology: features, network and the linear baseline, in one object.
 
-    Made by :func:`strecur.tl.train_expression`, applied by :func:`strecur.tl.predict_expression`.
+@dataclass(kw_only=True)
+class LinearExpressionModel:
+    """Expression learned from histology by ridge regression.
+
+    Made by :func:`strecur.tl.train_expression` with ``architecture="linear"``, applied by
+    :func:`strecur.tl.predict_expression`.
 
     Attributes
     ----------
     target
         Genes and the scale they are predicted on.
     features
-        From the embedding of the patches to the network's input, fitted on the training sections.
-    architecture, backbone
-        Configuration of the network; ``None`` if the model is the linear baseline alone.
-    network
-        The network with its trained weights, or ``None``.
+        From the embedding of the patches to the input of the model, fitted on the training sections.
     baseline
-        Ridge regression on the same features.
-    halting
-        Name of the recipe by which the network learned when to stop, or ``None``.
+        Ridge regression on these features.
     reliability
-        How well each gene is predicted where the model was not trained, indexed by gene. Correlation of prediction and
-        measurement over the spots of a section: ``pcc_network`` on the validation sections (NaN without one),
-        ``pcc_linear`` of the baseline on training sections that it was not fitted on (parts of the section, if there
-        is one alone), and ``pcc``, the former or else the latter. ``mean`` and ``sd`` over the training spots.
-    history
-        One row per epoch: epoch, seconds, train_loss, learning_rate and, with a validation section, validation_pcc and
-        validation_mse.
-    scores
-        Scores of network and baseline on the validation sections; empty without one.
+        How well each gene is predicted on spots that were held out, indexed by gene. Correlation of prediction and
+        measurement over the spots of a section: ``pcc_network`` on the validation sections (NaN without one or without
+        a network), ``pcc_linear`` of the linear model on training sections it was not fitted on (quarters of the
+        section if there is only one), and ``pcc``, the former or else the latter. ``mean`` and ``sd`` over the
+        training spots.
     sections
         Sections the model was trained on.
     errors
-        How far predictions were off on sections it was not trained on, for intervals; ``None`` before a calibration.
-    halt_threshold
-        Halt probability from which a section stops, placed by :func:`strecur.tl.calibrate_halting`; ``None``: that of
-        the recipe.
+        Errors on sections the model was not trained on, for intervals; ``None`` before a calibration.
     id
         Random identifier, written beside every result.
     """
 
     target: ExpressionTarget
     features: SpotFeatures
-    architecture: Architecture | None
-    backbone: Backbone | None
-    network: SpotNetwork | None
     baseline: LinearExpression
-    halting: str | None
     reliability: pd.DataFrame
-    history: pd.DataFrame
-    scores: pd.DataFrame
     sections: list[str]
     errors: ExpressionErrors | None = None
-    halt_threshold: float | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     @property
@@ -88,18 +74,18 @@ class ExpressionModel:
         return self.target.genes
 
     @property
-    def encoder(self) -> Mapping[str, object]:
+    def encoder(self) -> Mapping[str, Any]:
         """Name, width, stain reference and patch sizes of the encoder that made the patches, as far as known."""
-        return self.features.source.record
+        return getattr(self.features.source, "record", {})
+
+    @property
+    def description(self) -> str:
+        """Kind of model."""
+        return "ridge regression"
 
     def __repr__(self) -> str:
-        what = "ridge regression"
-        if self.network is not None:
-            n_parameters = sum(p.numel() for p in self.network.parameters())
-            architecture, backbone = to_json(self.architecture)["name"], to_json(self.backbone)["name"]
-            what = f"{architecture} over a {backbone} backbone, {n_parameters:,} parameters"
         return (
-            f"ExpressionModel {self.id}: {what}\n"
+            f"{type(self).__name__} {self.id}: {self.description}\n"
             f"  {len(self.genes)} genes as {self.target.scale}: {', '.join(self.genes[:5])}, …\n"
             f"  encoder: {self.encoder.get('encoder', 'unknown')}\n"
             f"  trained on sections: {', '.join(self.sections)}"
@@ -120,90 +106,8 @@ class ExpressionModel:
         """
         return self.target.measure(adata)
 
-    def predict(
-        self,
-        sections: Sequence[Section],
-        inference: Inference | None = None,
-        *,
-        accelerator: str = "auto",
-        precision: str | None = None,
-        progress: bool = False,
-    ) -> list[list[Prediction]]:
-        """Let the network predict sections of ready features.
-
-        Parameters
-        ----------
-        sections
-            Features and lattices.
-        inference
-            Depth and the like; not given: as many outer steps as in training, of which the last is kept.
-        accelerator, precision
-            As in Lightning.
-        progress
-            Show a progress bar.
-
-        Returns
-        -------
-        The restarts of each section.
-        """
-        return predict_values(
-            self.network,
-            sections,
-            inference or Inference(self.architecture.n_steps, keep_steps=False),
-            fabric=make_fabric(accelerator, 1, precision),
-            progress=progress,
-        )
-
-    def draw_counts(
-        self,
-        sections: Sequence[Section],
-        inference: Inference,
-        n_samples: int,
-        *,
-        temperature: float = 1.0,
-        accelerator: str = "auto",
-        precision: str | None = None,
-    ) -> list[Draws]:
-        """Let a model of counts draw them several times.
-
-        Parameters
-        ----------
-        sections
-            Features and lattices.
-        inference
-            Depth and the like; its seed decides the draws, which depend on nothing but the section besides.
-        n_samples
-            Number of draws.
-        temperature
-            Above 0; below 1 draws closer to the most probable counts.
-        accelerator, precision
-            As in Lightning.
-
-        Returns
-        -------
-        For each section the first draw and the standard deviation of log2(count + 1) over the draws, spots × genes
-        float32 (``first_NG``, ``spread_NG``).
-        """
-        fabric = make_fabric(accelerator, 1, precision)
-        return draw_counts(self.network, sections, inference, n_samples, temperature, fabric=fabric)
-
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the model to a folder of ``config.json`` and ``weights.safetensors``.
-
-        Parameters
-        ----------
-        path
-            Folder to make.
-        overwrite
-            Replace a model that is there.
-
-        Raises
-        ------
-        FileExistsError
-            If there is a model and it is not to be replaced, or something else.
-        OSError
-            If the folder cannot be written; a model that was there is kept.
-        """
+    def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Split the model into JSON values and arrays."""
         features, arrays = features_to_saved(self.features)
         config = {
             "kind": "expression",
@@ -213,53 +117,163 @@ class ExpressionModel:
             "sections": self.sections,
             "features": features,
             "reliability": self.reliability.to_dict(orient="list"),
-            "history": self.history.to_dict(orient="list"),
-            "scores": self.scores.to_dict(),
-            "halt_threshold": self.halt_threshold,
+            "history": {},
+            "scores": {},
+            "halt_threshold": None,
         }
         if self.errors is not None:
             arrays |= {f"errors.{name}": value for name, value in asdict(self.errors).items()}
-        arrays |= {f"baseline.{name}": value for name, value in asdict(self.baseline).items()}
-        if self.network is not None:
-            network, weights = network_to_saved(self.network, self.architecture, self.backbone, self.halting)
-            config, arrays = config | network, arrays | weights
-        save_folder(path, config, arrays, overwrite=overwrite)
+        return config, arrays | {f"baseline.{name}": value for name, value in asdict(self.baseline).items()}
 
-    @classmethod
-    def load(cls, path: str | Path) -> ExpressionModel:
-        """Read a model written by :meth:`save`, onto the CPU.
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model to a folder of ``config.json`` and ``weights.safetensors``.
 
         Parameters
         ----------
         path
-            Folder of the model.
-
-        Returns
-        -------
-        The model.
+            Folder to create.
+        overwrite
+            Replace a model that is there.
 
         Raises
         ------
-        ModelFolderError
-            If the folder is damaged, incomplete, of another kind or format, or no model.
+        FileExistsError
+            If there is a model and ``overwrite`` is false, or something else.
+        OSError
+            If the folder cannot be written; a model that was there is kept.
         """
-        config, arrays = load_folder(path, "expression")
-        features = features_from_saved(config["features"], arrays)
-        target = ExpressionTarget(**config["target"])
-        network = dict.fromkeys(("network", "architecture", "backbone", "halting"))
-        if "architecture" in config:
-            network = network_from_saved(config, arrays, features.n_columns, ExpressionHead, len(target.genes))
-        errors = {k.removeprefix("errors."): v for k, v in arrays.items() if k.startswith("errors.")}
-        return cls(
-            target=target,
-            features=features,
-            **network,
-            baseline=LinearExpression(arrays["baseline.weight_FG"], arrays["baseline.bias_G"]),
-            reliability=pd.DataFrame(config["reliability"], index=pd.Index(target.genes, name="gene")),
-            history=pd.DataFrame(config["history"]),
-            scores=pd.DataFrame(config["scores"]),
-            sections=config["sections"],
-            errors=ExpressionErrors(**errors) if errors else None,
-            halt_threshold=config["halt_threshold"],
-            id=config["id"],
+        config, arrays = self.saved()
+        save_folder(path, config, arrays, known_to(getattr(self, "backbone", None)), overwrite=overwrite)
+
+
+@dataclass(kw_only=True, repr=False)
+class ExpressionModel(LinearExpressionModel, NetworkModel):
+    """Expression learned from histology: features, network and the linear baseline, in one object.
+
+    Made by :func:`strecur.tl.train_expression`, applied by :func:`strecur.tl.predict_expression`. Has the attributes
+    of :class:`LinearExpressionModel`, and those below.
+
+    Attributes
+    ----------
+    architecture, backbone
+        Configuration of the network.
+    network
+        The network with its trained weights.
+    halting
+        Name of the recipe by which the network learned when to stop, or ``None``.
+    history
+        One row per epoch: epoch, seconds, train_loss, learning_rate and, with a validation section, validation_pcc and
+        validation_mse.
+    scores
+        Scores of network and baseline on the validation sections; empty without one.
+    halt_threshold
+        Halt probability above which a section stops, set by :func:`strecur.tl.calibrate_halting`; ``None``: that of
+        the recipe.
+    """
+
+    architecture: Architecture
+    backbone: BackboneConfig
+    network: SpotNetwork
+    halting: str | None
+    history: pd.DataFrame
+    scores: pd.DataFrame
+    halt_threshold: float | None = None
+    selections: ClassVar[tuple[Selection, ...]] = ("mean", "converged")
+
+    @property
+    def description(self) -> str:
+        """Architecture, backbone and number of parameters."""
+        return self.network_description
+
+    def predict(
+        self,
+        sections: Sequence[Section],
+        inference: Inference | None = None,
+        *,
+        rng: int = 0,
+        keep_steps: bool = False,
+        keep_latents: int = 0,
+    ) -> list[Answer]:
+        """Predict sections whose features are ready with the network, on the device of the settings.
+
+        Parameters
+        ----------
+        sections
+            Features and lattices.
+        inference
+            Options of the prediction. If ``None`` (default), those of the training.
+        rng
+            Seed of random starts and noise.
+        keep_steps
+            Keep the output after every step, not just the last.
+        keep_latents
+            Number of spots whose latent is kept after every step.
+
+        Returns
+        -------
+        The answer for each section.
+        """
+        return predict_values(
+            self.network,
+            sections,
+            self.filled(inference),
+            fabric=own_fabric(),
+            seed=rng,
+            keep_steps=keep_steps,
+            keep_latents=keep_latents,
+            progress=settings.progress,
         )
+
+    def draw_counts(self, sections: Sequence[Section], inference: Inference, *, rng: int = 0) -> list[Draws]:
+        """Draw samples of the counts; only for models of counts.
+
+        Parameters
+        ----------
+        sections
+            Features and lattices.
+        inference
+            Options of the prediction, with ``n_samples`` and ``temperature``.
+        rng
+            Seed of the samples, which depend on nothing else but the section.
+
+        Returns
+        -------
+        For each section the first sample and the standard deviation of log2(count + 1) over the samples, spots × genes
+        float32 (``first_NG``, ``spread_NG``).
+        """
+        assert isinstance(self.network, CountNetwork)
+        return draw_counts(self.network, sections, self.filled(inference), seed=rng, fabric=own_fabric())
+
+    def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Split the model into JSON values and arrays."""
+        config, arrays = super().saved()
+        network, weights = network_to_saved(self.network, self.architecture, self.backbone, self.halting)
+        own = {"history": self.history.to_dict(orient="list"), "scores": self.scores.to_dict()}
+        return config | own | {"halt_threshold": self.halt_threshold} | network, arrays | weights
+
+
+def expression_from_saved(
+    config: Mapping[str, Any], arrays: Mapping[str, np.ndarray], backbones: Backbones
+) -> LinearExpressionModel:
+    """Undo ``model.saved()``."""
+    features = features_from_saved(config["features"], arrays)
+    target = ExpressionTarget(**config["target"])
+    errors = {k.removeprefix("errors."): v for k, v in arrays.items() if k.startswith("errors.")}
+    common: dict[str, Any] = {
+        "target": target,
+        "features": features,
+        "baseline": LinearExpression(arrays["baseline.weight_FG"], arrays["baseline.bias_G"]),
+        "reliability": pd.DataFrame(config["reliability"], index=pd.Index(target.genes, name="gene")),
+        "sections": config["sections"],
+        "errors": ExpressionErrors(**errors) if errors else None,
+        "id": config["id"],
+    }
+    if "architecture" not in config:
+        return LinearExpressionModel(**common)
+    return ExpressionModel(
+        **common,
+        **network_from_saved(config, arrays, backbones, features.n_columns, ExpressionHead, len(target.genes)),
+        history=pd.DataFrame(config["history"]),
+        scores=pd.DataFrame(config["scores"]),
+        halt_threshold=config["halt_threshold"],
+    )

@@ -1,4 +1,4 @@
-"""Linear models on the same features as the networks: the bar that is shown beside every result."""
+"""Linear baselines on the features of the networks, shown beside every result."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from strecur.pp._neighbourhood import neighbourhood_means
-
 MAX_FOLDS = 5
+PENALTY = 0.1
 PENALTIES = (10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4)
 
 
@@ -44,9 +43,6 @@ def fit_linear_domains(features_NF: np.ndarray, target_N: np.ndarray, n_domains:
     if n_domains == 2:
         weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     return LinearDomains(weight.T.astype(np.float32), bias.astype(np.float32))
-
-
-PENALTY = 0.1
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ def fit_linear_expression(
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
     folds = GroupKFold(min(MAX_FOLDS, len(np.unique(groups_N))))
-    best_error, penalty, held_out_NG = np.inf, None, None
+    best_error, penalty, held_out_NG = np.inf, PENALTIES[0], target_NG
     for candidate in PENALTIES:
         predicted_NG = cross_val_predict(Ridge(candidate), features_NF, target_NG, groups=groups_N, cv=folds)
         predicted_NG = predicted_NG.reshape(target_NG.shape)  # of one gene it is flat
@@ -103,35 +99,3 @@ def fit_linear_expression(
     weight_FG = np.reshape(fitted.coef_, (target_NG.shape[1], -1)).T
     model = LinearExpression(weight_FG.astype(np.float32), np.reshape(fitted.intercept_, -1).astype(np.float32))
     return model, held_out_NG.astype(np.float32)
-
-
-def smooth(predicted_NG: np.ndarray, positions_N2: np.ndarray, n_neighbors: int = 9) -> np.ndarray:
-    """Mean of a prediction over the nearest spots of one section, the spot itself included."""
-    return neighbourhood_means(predicted_NG, positions_N2, (n_neighbors,))
-
-
-def retrieve(
-    reference_NF: np.ndarray, target_NG: np.ndarray, features_MF: np.ndarray, n_neighbors: int = 50
-) -> np.ndarray:
-    """Mean expression of the reference spots whose features point the most similar way (retrieval of BLEEP).
-
-    Parameters
-    ----------
-    reference_NF
-        Features of the reference spots.
-    target_NG
-        Their expression.
-    features_MF
-        Features of the spots to predict.
-    n_neighbors
-        Number of reference spots to average over.
-
-    Returns
-    -------
-    Spots to predict × genes, float32.
-    """
-    from sklearn.neighbors import NearestNeighbors
-
-    index = NearestNeighbors(n_neighbors=min(n_neighbors, len(reference_NF)), metric="cosine").fit(reference_NF)
-    found_MK = index.kneighbors(features_MF, return_distance=False)
-    return np.stack([target_NG[found_K].mean(axis=0) for found_K in found_MK]).astype(np.float32)

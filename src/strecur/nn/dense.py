@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from strecur.nn.backbone import Backbone, BackboneConfig
 from strecur.nn.layers import BranchEnd, SwiGLU, in_chunks, linear, rms_norm
 
 if TYPE_CHECKING:
@@ -14,16 +15,40 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DenseConfig:
-    """Every spot attends to every spot of its section: the network of paper 000."""
+class DenseConfig(BackboneConfig):
+    """Attention between all spots of a section, as in the spatial TRM :cite:p:`spatialtrm`.
+
+    Attributes
+    ----------
+    width
+        Channels of a token.
+    n_layers
+        Transformer layers.
+    n_heads
+        Attention heads.
+    """
+
+    name: ClassVar[str] = "dense"
+    max_spots: ClassVar[int | None] = 20_000
 
     width: int = 192
     n_layers: int = 2
     n_heads: int = 3
 
+    def build(self) -> DenseBackbone:
+        return DenseBackbone(self)
+
+    @property
+    def n_weights(self) -> int:
+        return self.n_layers * self.weights_per_layer
+
+    @property
+    def n_layers_per_call(self) -> int:
+        return self.n_layers
+
 
 class DenseLayer(nn.Module):
-    """One post-norm transformer layer over packed sections: no padding, no attention across sections."""
+    """Post-norm transformer layer over packed sections, without padding and without attention across sections."""
 
     def __init__(self, width: int, n_heads: int) -> None:
         super().__init__()
@@ -37,7 +62,7 @@ class DenseLayer(nn.Module):
         return in_chunks(self.refine, h_TD)
 
     def refine(self, h_TD: Tensor) -> Tensor:
-        """Second half of the layer, which looks at single tokens."""
+        """Apply the second half of the layer, in which tokens do not see each other."""
         return rms_norm(h_TD + self.mlp(h_TD))
 
     def attend(self, qkv_T: Tensor, lattice: Lattice) -> Tensor:
@@ -54,15 +79,14 @@ class DenseLayer(nn.Module):
         return torch.cat([part.flatten(0, 1) for part in parts])
 
     def attend_alike(self, qkv_SL: Tensor) -> Tensor:
-        """Attention within each of some sections of equal length, in one call: (S, L, 3D) to (S, L, D)."""
+        """Attend within each of several sections of equal length, in one call: (S, L, 3D) to (S, L, D)."""
         qkv_3SHLE = qkv_SL.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
         return F.scaled_dot_product_attention(*qkv_3SHLE).transpose(1, 2).flatten(2)
 
 
-class DenseBackbone(nn.Module):
-    """Full attention within each section."""
+class DenseBackbone(Backbone):
+    """Full attention within each section; spots are told apart by an encoding of their position."""
 
-    n_context = 1
     absolute_positions = True
 
     def __init__(self, config: DenseConfig) -> None:

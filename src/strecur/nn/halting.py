@@ -1,4 +1,4 @@
-"""When to stop: the halt head and the recipes that supervise it (paper 000, appendix F).
+"""Adaptive computation: the halt head, and the recipes that supervise it (appendix F of the spatial TRM).
 
 A recipe turns the quality of the current answer on held-out spots into a target between 0 and 1 for the halt logit.
 """
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from strecur.nn.lattice import Lattice
 
 MIN_HELD_OUT = 3
-"""A correlation over fewer spots says nothing; such a section gives no target."""
+"""Fewest held-out spots to compute a correlation from; a section with fewer has no target."""
 
 
 class HaltHead(nn.Module):
-    """Logits per section, read from its first context token; they start at σ(-5) = .0067 everywhere."""
+    """Halt logits of a section, from its first context token; initially -5, a probability of 0.0067."""
 
     def __init__(self, width: int, n_logits: int = 1) -> None:
         super().__init__()
@@ -31,18 +31,18 @@ class HaltHead(nn.Module):
         nn.init.constant_(self.linear.bias, -5.0)
 
     def forward(self, context_SD: Tensor) -> Tensor:
-        """Logits of shape (S, 1), or (S, G) with one per gene."""
+        """Return logits of shape (S, 1), or (S, G) with one per gene."""
         return self.linear(context_SD).float()
 
 
 def halt_probability(logits_SL: Tensor) -> Tensor:
-    """Probability per section: the logistic function of the mean logit, of which there may be one per gene."""
+    """Halt probability per section: the logistic function of the mean logit (there may be one per gene)."""
     return logits_SL.mean(dim=-1).sigmoid()
 
 
 @dataclass(frozen=True)
 class HaltingRecipe:
-    """How the target of the halt logit comes about.
+    """How the target of the halt logit is computed.
 
     Attributes
     ----------
@@ -52,9 +52,9 @@ class HaltingRecipe:
         Quality of ``output`` on the held-out spots, ``measure(output, target, held_out_N, lattice)`` of shape (S,) or
         (S, G), NaN where it is not defined; ``None`` for the random recipe.
     tau, slope
-        The target is σ((measure - tau) · slope); a negative slope if less is better.
+        The target is the logistic function of (measure - tau) · slope; the slope is negative if less is better.
     threshold
-        Probability above which a section has halted when the recipe's network predicts.
+        Default probability above which a section stops in prediction.
     per_gene
         One logit per gene.
     """
@@ -67,9 +67,11 @@ class HaltingRecipe:
     per_gene: bool = False
 
     def loss(self, logits_SL: Tensor, output: Tensor, target: Tensor, held_out_N: Tensor, lattice: Lattice) -> Tensor:
-        """Binary cross-entropy of the logits; what has no defined measure is left out."""
+        """Binary cross-entropy of the logits, over the sections (and genes) whose measure is defined."""
+        measure = self.measure
+        assert measure is not None
         with torch.no_grad():
-            measured = self.measure(output, target, held_out_N, lattice)
+            measured = measure(output, target, held_out_N, lattice)
             wanted = halting_target(measured, tau=self.tau, slope=self.slope).view(len(logits_SL), -1)
         known = wanted.isfinite()
         if not known.any():
@@ -78,12 +80,12 @@ class HaltingRecipe:
 
 
 def halting_target(measured: Tensor, *, tau: float, slope: float) -> Tensor:
-    """σ((measured - tau) · slope)."""
+    """Logistic function of (measured - tau) · slope."""
     return torch.sigmoid((measured - tau) * slope)
 
 
 def random_target(halt_at_S: Tensor, step: int) -> Tensor:
-    """Target of the random-K recipe at outer step ``step``, counted from 1: whether it is the drawn one."""
+    """Target of the random-K recipe at outer step ``step`` (from 1): 1 at the drawn step, otherwise 0."""
     return (halt_at_S == step).float()[:, None]
 
 
@@ -93,7 +95,7 @@ def draw_halt_steps(n_sections: int, n_steps: int, generator: torch.Generator, *
 
 
 def hold_out(labelled_N: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Draw the labelled spots that judge the current answer instead of training it."""
+    """Draw the labelled spots that measure the quality of the current answer and are left out of its loss."""
     draw_N = torch.rand(len(labelled_N), generator=generator, device=generator.device)
     return labelled_N & (draw_N.to(labelled_N.device) < share)
 
@@ -111,7 +113,7 @@ def cross_entropy(logits_NC: Tensor, target_N: Tensor, held_out_N: Tensor, latti
 
 
 def balanced_cross_entropy(logits_NC: Tensor, target_N: Tensor, held_out_N: Tensor, lattice: Lattice) -> Tensor:
-    """Cross-entropy of the held-out spots of each section, in which every domain there counts the same."""
+    """Cross-entropy of the held-out spots of each section, averaged over the domains."""
     loss_N = F.cross_entropy(logits_NC, target_N, ignore_index=-1, reduction="none")
     means = []
     for loss, target, chosen in zip(*map(lattice.split, (loss_N, target_N, held_out_N)), strict=True):
@@ -169,7 +171,7 @@ RECIPES = {
     "mse": HaltingRecipe("expression", squared_error, tau=0.9, slope=-10.0),
     "gene_pcc": HaltingRecipe("expression", gene_correlations, tau=0.65, slope=20.0, threshold=0.4, per_gene=True),
 }
-"""Constants of paper 000; it names no threshold for random-K, which is our choice."""
+"""Constants of the spatial TRM; the threshold of random-K, which it does not state, is ours."""
 
 
 def halt_steps(probability_DS: Tensor, *, threshold: float, min_steps: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A head maps the answer y to the output and owns its loss; ``bias``: input and output maps have one (paper 000)."""
+"""Heads map the answer y to the output and own the loss."""
 
 from __future__ import annotations
 
@@ -9,13 +9,44 @@ from torch.nn import functional as F
 from strecur.nn.layers import linear
 
 
-class DomainHead(nn.Module):
-    """Logits of the domains; a target of -1 means unlabelled."""
+class Head(nn.Module):
+    """Base class of heads.
+
+    Attributes
+    ----------
+    bias
+        Whether the maps to the embedding and to the output have a bias, as in the spatial TRM for expression.
+    n_outputs
+        Columns of the output.
+    linear
+        Map from the answer to the output.
+    """
+
+    bias: bool
+    n_outputs: int
+    linear: nn.Linear
+
+    def labelled(self, target: Tensor) -> Tensor:
+        """Which spots have a target, (N,)."""
+        raise NotImplementedError
+
+    def spot_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Loss per spot, zero where unlabelled, (N,)."""
+        raise NotImplementedError
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Turn the output into a prediction on the scale of the target."""
+        return output
+
+
+class DomainHead(Head):
+    """Logits of the domains; spots with a target of -1 are unlabelled."""
 
     bias = False
 
     def __init__(self, width: int, n_domains: int, *, label_smoothing: float = 0.1) -> None:
         super().__init__()
+        self.n_outputs = n_domains
         self.linear = linear(width, n_domains, bias=self.bias)
         self.label_smoothing = label_smoothing
 
@@ -36,7 +67,10 @@ class DomainHead(nn.Module):
 
 
 class LinearStart(nn.Module):
-    """A linear model of the features, which is not trained further."""
+    """Linear model of the features that is not trained further."""
+
+    weight_FO: Tensor
+    bias_O: Tensor
 
     def __init__(self, n_features: int, n_outputs: int) -> None:
         super().__init__()
@@ -47,13 +81,15 @@ class LinearStart(nn.Module):
         return torch.addmm(self.bias_O, features_NF, self.weight_FO).float()
 
 
-class ExpressionHead(nn.Module):
-    """Expression of every gene, on the scale of the target; a spot whose target is NaN is unlabelled.
+class ExpressionHead(Head):
+    """Expression of every gene, on the scale of the target; spots with a target of NaN are unlabelled.
 
     A linear map predicts each gene in units of its standard deviation around its mean over the training spots, so that
-    rare genes are no harder to reach than abundant ones. The loss is the squared error on the scale of the target.
+    rare genes are as easy to learn as abundant ones. The loss is the squared error on the scale of the target.
     """
 
+    mean_G: Tensor
+    sd_G: Tensor
     bias = True
 
     def __init__(self, width: int, n_genes: int) -> None:
@@ -80,6 +116,3 @@ class ExpressionHead(nn.Module):
         # an unlabelled spot is compared with itself: NaN times a gradient of zero would be NaN
         target_NG = torch.where(self.labelled(target_NG)[:, None], target_NG, output_NG.detach())
         return F.mse_loss(output_NG, target_NG, reduction="none").mean(dim=1)
-
-    def predict(self, output_NG: Tensor) -> Tensor:
-        return output_NG

@@ -26,7 +26,7 @@ class Windows:
     occupied_WK
         Which slots hold a spot.
     spot_WK
-        Spot in each slot; an empty slot names another spot of its window, for the reader to mask.
+        Spot in each slot; an empty slot holds another spot of its window and has to be masked.
     """
 
     site_N: Tensor
@@ -37,9 +37,9 @@ class Windows:
     spot_WK: Tensor
 
     def map(self, attend: Callable[[Windows], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Compute something for the spots of all windows; without gradient for some windows after the other.
+        """Apply ``attend`` to all windows, in chunks if there is no gradient.
 
-        ``attend`` gets windows and returns tensors with a row for each of their spots, in the order of ``site_N``.
+        ``attend`` takes windows and returns tensors with a row for each of their spots, in the order of ``site_N``.
         """
         if torch.is_grad_enabled() or len(self.blocks) == 1:
             return attend(self)
@@ -58,7 +58,7 @@ class Windows:
 
     @cached_property
     def blocks(self) -> list[Windows]:
-        """Groups of so many windows as are computed together; the sites of a group count from its first window."""
+        """Chunks of windows that are computed together; the sites of a chunk count from its first window."""
         n_slots = self.spot_WK.shape[1]
         size = max(CHUNK // n_slots, 1)
         site_N, n_sites = self.site_N[self.order_N], size * n_slots
@@ -72,7 +72,7 @@ class Windows:
 class Lattice:
     """Integer positions of the spots of one or several sections; spots of a section are contiguous.
 
-    Index tensors are built on first use and kept, so that every step of a recursion shares them.
+    Index tensors are built on first use and kept, so that all steps of a recursion share them.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ class Lattice:
 
     @staticmethod
     def concatenate(lattices: Sequence[Lattice]) -> Lattice:
-        """Put sections one after the other."""
+        """Concatenate sections."""
         (layout,) = {lattice.layout for lattice in lattices}
         rows = torch.cat([lattice.row_N for lattice in lattices])
         cols = torch.cat([lattice.col_N for lattice in lattices])
@@ -117,14 +117,13 @@ class Lattice:
         return Lattice(self.row_N.to(device), self.col_N.to(device), self.length_S, self.layout)
 
     def take(self, spot_T: Tensor) -> Lattice:
-        """Some spots of one section; they stay in their cells, and so in their windows."""
+        """Return some spots of one section; they keep their cells and windows."""
         return Lattice(self.row_N[spot_T], self.col_N[spot_T], (len(spot_T),), self.layout)
 
     def moved(self, *, transpose: bool, flip_row: bool, flip_col: bool, shift: tuple[int, int] = (0, 0)) -> Lattice:
-        """Return one section's lattice under a symmetry, then shifted by (rows, columns).
+        """Return the lattice of one section under a symmetry, then shifted by (rows, columns).
 
-        The section is mirrored within its own bounding box, so it stays where it is. Transposition comes first and is
-        for square lattices; a hexagonal one has only the flips.
+        The section is mirrored within its bounding box. Transposition comes first; hexagonal lattices only have flips.
         """
         row_N, col_N = (self.col_N, self.row_N) if transpose else (self.row_N, self.col_N)
         row_N = row_N.min() + row_N.max() - row_N if flip_row else row_N
@@ -133,20 +132,20 @@ class Lattice:
 
     @property
     def cells_N2(self) -> Tensor:
-        """Cell of each spot, (row, column), on a hexagonal lattice (row, column // 2), which no two spots share."""
+        """Cell of each spot, (row, column), or (row, column // 2) on a hexagonal lattice; no two spots share one."""
         return torch.stack([self.row_N, self.col_N // 2 if self.layout == "hex" else self.col_N], dim=1).long()
 
     @property
     def position_N2(self) -> Tensor:
-        """Position down and to the right, in distances of neighbours, or in cells where the lattice is irregular."""
+        """Position down and to the right, in distances of neighbours (in cells on an irregular lattice)."""
         row_N, col_N = self.row_N.double(), self.col_N.double()
         return torch.stack([row_N * 0.75**0.5, col_N / 2] if self.layout == "hex" else [row_N, col_N], dim=1)
 
     @torch.inference_mode(mode=False)
     def finer(self, cells_per_pitch: float) -> Lattice:
-        """Irregular lattice of so many cells to the distance of neighbours; an irregular one has them already.
+        """Return an irregular lattice with ``cells_per_pitch`` cells per distance of neighbours.
 
-        At 1.5 cells or more no two spots come to share one.
+        With at least 1.5 cells, no two spots share one. A lattice that is irregular already is returned as it is.
         """
         if self.layout == "irregular":
             return self
@@ -156,7 +155,7 @@ class Lattice:
         return self._finer[cells_per_pitch]
 
     def windows(self, size: int, offset: int) -> Windows:
-        """Assign the spots to windows of ``size`` × ``size`` cells whose grid is moved by ``offset`` cells."""
+        """Assign the spots to windows of ``size`` × ``size`` cells whose grid is shifted by ``offset`` cells."""
         if (size, offset) not in self._windows:
             self._windows[size, offset] = self._assign_windows(size, offset)
         return self._windows[size, offset]
@@ -165,7 +164,7 @@ class Lattice:
     def coarser(self) -> Lattice:
         """Lattice with one spot for every 2 × 2 cells that hold any, in the order of ``windows(2, 0)``.
 
-        Its rows and columns are those of the cells divided by two, so it is a square one also above a hexagonal one.
+        Its rows and columns are those of the cells divided by two, so that it is square for all layouts.
         """
         parents = self.windows(2, 0)
         length_S = torch.bincount(parents.section_W, minlength=self.n_sections)
@@ -185,18 +184,19 @@ class Lattice:
             cell = "(row, column // 2)" if self.layout == "hex" else "(row, column)"
             msg = f"several spots of a section share a cell {cell}; strecur.pp.to_grid gives every spot its own"
             raise ValueError(msg)
-        keys_W = (key_N[any_spot_W] for key_N in key_3N)
-        return Windows(site_N, *keys_W, occupied_WK.view(-1, size**2), spot_WK.view(-1, size**2))
+        section_W, row_W, col_W = (key_N[any_spot_W] for key_N in key_3N)
+        occupied_WK, spot_WK = occupied_WK.view(-1, size**2), spot_WK.view(-1, size**2)
+        return Windows(site_N, section_W, row_W, col_W, occupied_WK, spot_WK)
 
 
 def number_distinct(key_3N: Sequence[Tensor]) -> tuple[Tensor, int]:
-    """Number the distinct tuples of integers in lexicographic order; return the number of each, and how many there are.
+    """Number the distinct tuples of integers in lexicographic order; return the number of each tuple, and their count.
 
     Sorts by one column after the other: many times faster than ``torch.unique(dim=0)``, safe for any 32-bit integers.
     """
     number_N, n_distinct = torch.zeros_like(key_3N[0]), 1
     for key_N in key_3N:
-        key_N = key_N - key_N.min()
-        distinct, number_N = torch.unique(number_N * (key_N.max() + 1) + key_N, return_inverse=True)
+        from_zero_N = key_N - key_N.min()
+        distinct, number_N = torch.unique(number_N * (from_zero_N.max() + 1) + from_zero_N, return_inverse=True)
         n_distinct = len(distinct)
     return number_N, n_distinct

@@ -1,4 +1,4 @@
-"""The block of TRM (paper 004): post-norm, weight-free RMSNorm, SwiGLU, no biases."""
+"""Layers of TRM: post-norm, weight-free RMSNorm, SwiGLU, no biases."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Without gradient, what is wider than the states is computed for this many tokens or slots at a time: few enough for
+# Tokens or slots that are computed at a time without gradient, where values are wider than the states: few enough for
 # the caches of a CPU.
 CHUNK = 4096
 
-# Standard deviation of a unit normal truncated at ±2: dividing by it makes the truncated draw have the wanted one.
+# Standard deviation of a unit normal truncated at ±2; draws are divided by it.
 TRUNCATED_STD = 0.87962566103423978
 
 
@@ -36,7 +36,7 @@ def linear(d_in: int, d_out: int, *, bias: bool = False) -> nn.Linear:
 
 
 class BranchEnd(nn.Linear):
-    """Last map of a residual branch, whose output is added to what goes past the branch."""
+    """Last linear map of a residual branch."""
 
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__(d_in, d_out, bias=False)
@@ -45,7 +45,7 @@ class BranchEnd(nn.Linear):
 
 @torch.no_grad()
 def shrink_branches(network: nn.Module, gain: float) -> None:
-    """Bring all layers of a fresh network closer to the identity."""
+    """Multiply the residual branches of a new network by ``gain``; below 1, layers are closer to the identity."""
     for module in network.modules():
         if isinstance(module, BranchEnd):
             module.weight *= gain
@@ -76,7 +76,7 @@ class SwiGLU(nn.Module):
 
 
 def in_chunks(change: Callable[[Tensor], Tensor], h_TD: Tensor) -> Tensor:
-    """Apply a map of single tokens that keeps their shape and type, a part at a time where no gradient is wanted."""
+    """Apply a map of single tokens that keeps shape and dtype, in chunks if there is no gradient."""
     if torch.is_grad_enabled() or len(h_TD) <= CHUNK:
         return change(h_TD)
     changed_TD = torch.empty_like(h_TD)
@@ -86,7 +86,7 @@ def in_chunks(change: Callable[[Tensor], Tensor], h_TD: Tensor) -> Tensor:
 
 
 def sinusoidal_positions(row_N: Tensor, col_N: Tensor, width: int) -> Tensor:
-    """Encode rows in the first and columns in the second half of the channels, base 10,000 (paper 000)."""
+    """Encode rows in the first and columns in the second half of the channels, with base 10,000 (the spatial TRM)."""
     n_pairs = width // 4
     frequency = 1e4 ** (-torch.arange(n_pairs, device=row_N.device, dtype=torch.float32) / n_pairs)
     angles = [axis_N.float()[:, None] * frequency for axis_N in (row_N, col_N)]

@@ -12,9 +12,9 @@ from strecur.nn.layers import linear, rms_norm, sinusoidal_positions, truncated_
 from strecur.nn.recursion import Streams
 
 if TYPE_CHECKING:
-    from strecur.nn.heads import LinearStart
+    from strecur.nn.heads import Head, LinearStart
     from strecur.nn.lattice import Lattice
-    from strecur.nn.recursion import State
+    from strecur.nn.recursion import Recursion, State
 
 HALT_WEIGHT = 0.5
 HELD_OUT_SHARE = 0.2
@@ -22,7 +22,7 @@ HELD_OUT_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Batch:
-    """Sections of one step: features, lattice, and in training the target of every spot."""
+    """Sections that are computed together: features, lattice, and in training the target of every spot."""
 
     features_NF: Tensor
     lattice: Lattice
@@ -31,7 +31,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Carry:
-    """What goes from one outer step to the next.
+    """State between two outer steps.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Carry:
     streams
         Random streams of the sections, for starts and noise.
     halt_at_S
-        Step at which each section is to halt, drawn by the random-K recipe.
+        Target halt step of each section, drawn by the random-K recipe.
     """
 
     state: State
@@ -52,28 +52,28 @@ class Carry:
 
 
 class SpotNetwork(nn.Module):
-    """Embed spots, iterate a backbone over them, decode the answer after every outer step.
+    """Embed spots, iterate a backbone over them, and decode the answer after every outer step.
 
     Parameters
     ----------
     n_features
         Width of the representation.
     recursion
-        A recursion of ``strecur.nn.recursion`` around a backbone.
+        Recursion around a backbone.
     head
         Output map with its loss.
     halting
-        Name of the recipe that teaches when to stop (``strecur.nn.halting.RECIPES``), or ``None``.
+        Name of the recipe that supervises halting (a key of ``strecur.nn.halting.RECIPES``), or ``None``.
     linear_start
-        What the output of the head is added to: a linear model of the features. Without one the output is that of the
-        head, as in the papers.
+        Linear model of the features to which the output of the head is added. If ``None`` (default), the output is that
+        of the head.
     """
 
     def __init__(
         self,
         n_features: int,
-        recursion: nn.Module,
-        head: nn.Module,
+        recursion: Recursion,
+        head: Head,
         *,
         halting: str | None,
         linear_start: LinearStart | None = None,
@@ -83,34 +83,38 @@ class SpotNetwork(nn.Module):
         self.embedding = linear(n_features, width, bias=head.bias)
         self.context = nn.Parameter(truncated_normal_(torch.empty(recursion.backbone.n_context, width), 0.02))
         self.recursion = recursion
-        self.head, self.linear_start = head, linear_start
+        self.head: Head = head
+        self.linear_start = linear_start
         self.recipe = None if halting is None else RECIPES[halting]
         if self.recipe is not None:
             self.halt_head = HaltHead(width, head.n_outputs if self.recipe.per_gene else 1)
 
     def start_from(self, weight_FO: Tensor, bias_O: Tensor) -> None:
-        """Answer as this linear model does until training changes it; the recursion learns what to correct."""
+        """Start from the answer of a linear model, which training then corrects."""
+        assert self.linear_start is not None
         self.linear_start.weight_FO.copy_(weight_FO)
         self.linear_start.bias_O.copy_(bias_O)
         for parameter in self.head.linear.parameters():
             nn.init.zeros_(parameter)
 
     def embed(self, features_NF: Tensor, lattice: Lattice) -> Tensor:
-        """Unit-RMS embedding of the spots (plus positions for the dense backbone) behind the context tokens."""
+        """Concatenate the context tokens and the embedded spots (unit RMS, plus positions for the dense backbone)."""
         x_ND = rms_norm(self.embedding(features_NF))
         if self.recursion.backbone.absolute_positions:
             x_ND = x_ND + sinusoidal_positions(lattice.row_N, lattice.col_N, x_ND.shape[-1])
         return torch.cat([self.context.repeat(lattice.n_sections, 1).to(x_ND.dtype), x_ND])
 
     def start(self, batch: Batch, streams: Streams | None = None, *, random: bool = False) -> Carry:
-        """Carry before the first outer step, with the fixed or with random starts."""
+        """Return the carry before the first outer step, with fixed or random starts."""
         with torch.no_grad():
             x_TD = self.embed(batch.features_NF, batch.lattice).float()
-            state = self.recursion.random_start(x_TD, batch.lattice, streams) if random else self.recursion.start(x_TD)
-        return Carry(state, streams=streams)
+            if not random:
+                return Carry(self.recursion.start(x_TD), streams=streams)
+            assert streams is not None
+            return Carry(self.recursion.random_start(x_TD, batch.lattice, streams), streams=streams)
 
     def training_start(self, batch: Batch, n_steps: int, generator: torch.Generator) -> Carry:
-        """Carry before the first supervision step; all that is random in training is drawn from ``generator``."""
+        """Return the carry before the first supervision step; all random numbers come from ``generator``."""
         streams, n_sections = None, batch.lattice.n_sections
         if self.recursion.is_random:
             streams = Streams([generator] * n_sections, noise=self.recursion.noise)
@@ -134,15 +138,16 @@ class SpotNetwork(nn.Module):
         return output, halt_SL, replace(carry, state=state, step=carry.step + 1)
 
     def answer(self, state: State, x_TD: Tensor) -> Tensor:
-        """What the head reads of every token."""
+        """Return the input of the head for every token."""
         return state[0]
 
     def halt_probability(self, halt_SL: Tensor | None, n_sections: int) -> Tensor:
-        """Probability per section that going on is not worthwhile; NaN for a network without a recipe."""
+        """Halt probability per section; NaN for a network without a recipe."""
         return torch.full((n_sections,), torch.nan) if halt_SL is None else halt_probability(halt_SL)
 
     def training_step(self, batch: Batch, carry: Carry, generator: torch.Generator) -> tuple[Tensor, Carry]:
-        """One supervision step: loss of this outer step, and the carry to go on from, detached."""
+        """Run one supervision step; return the loss of this outer step, and the new carry without gradient."""
+        assert batch.target_N is not None
         output, halt_SL, carry = self.step(batch, carry)
         labelled_N = self.head.labelled(batch.target_N)
         held_out_N = torch.zeros_like(labelled_N)
@@ -154,17 +159,20 @@ class SpotNetwork(nn.Module):
         return loss, replace(carry, state=tuple(part.detach() for part in carry.state))
 
     def mean_loss(self, output: Tensor, train_N: Tensor, batch: Batch) -> Tensor:
-        """Mean over the chosen spots of each section, averaged over the sections, however large they are.
+        """Mean over the chosen spots of each section, averaged over the sections.
 
-        Sections count alike, so that it does not matter how they are dealt out to batches and devices.
+        All sections have the same weight, so that their distribution to batches and devices does not matter.
         """
+        assert batch.target_N is not None
         loss_N = self.head.spot_loss(output, batch.target_N)
         by_section = zip(batch.lattice.split(loss_N), batch.lattice.split(train_N), strict=True)
         return torch.stack([loss[chosen].sum() / chosen.sum().clamp(min=1) for loss, chosen in by_section]).mean()
 
     def halt_loss(self, output: Tensor, halt_SL: Tensor, held_out_N: Tensor, batch: Batch, carry: Carry) -> Tensor:
-        """Binary cross-entropy of the halt logits against the target of the recipe."""
+        """Binary cross-entropy of the halt logits with the target of the recipe."""
         if carry.halt_at_S is not None:
             wanted = random_target(carry.halt_at_S.to(halt_SL.device), carry.step)
             return F.binary_cross_entropy_with_logits(halt_SL, wanted)
+        assert self.recipe is not None
+        assert batch.target_N is not None
         return self.recipe.loss(halt_SL, output, batch.target_N, held_out_N, batch.lattice)

@@ -1,14 +1,14 @@
 """How a backbone is iterated. A recursion knows no head and no loss.
 
-Each class has ``start`` (the state before the first outer step) and ``step`` (one outer step). A state is a tuple of
-tensors over tokens: the answer y first, the latent last; it is empty before the first step of a one-state recursion,
-which then begins with the embedding x and so passes gradient to it.
+Each recursion has ``start`` (the state before the first outer step) and ``step`` (one outer step). A state is a tuple
+of tensors over tokens: the answer y first, the latent last. Before the first step of a recursion with one state it is
+empty: that step begins with the embedding x, which so receives a gradient.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,34 +19,74 @@ from strecur.nn.layers import TRUNCATED_STD, truncated_normal_
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from strecur.nn.backbone import Backbone
     from strecur.nn.lattice import Lattice
 
 State = tuple[Tensor, ...]
 
 
+class RecursionConfig:
+    """How a backbone is iterated; base class of frozen dataclasses.
+
+    Attributes
+    ----------
+    name
+        Name of the architecture in arguments and saved models.
+    has_two_states
+        Whether there are an answer and a latent, so that random starts and noise are possible.
+    n_steps
+        Outer steps in training.
+    branch_gain
+        Factor on the residual branches of the backbone at initialisation.
+    """
+
+    name: ClassVar[str]
+    has_two_states: ClassVar[bool] = False
+
+    n_steps: int
+    branch_gain: float
+
+    def build(self, backbone: Backbone) -> Recursion:
+        """Create the module around a backbone."""
+        raise NotImplementedError
+
+    @property
+    def n_gradient_calls(self) -> int:
+        """Calls of the backbone per outer step that have a gradient."""
+        return 1
+
+    @property
+    def n_calls(self) -> int:
+        """Calls of the backbone per outer step."""
+        return self.n_gradient_calls
+
+
 @dataclass(frozen=True)
-class TRMConfig:
-    """How often the states are updated, and the options of Equilibrium Reasoners (paper 003).
+class TRMConfig(RecursionConfig):
+    """Tiny recursive model :cite:p:`trm,spatialtrm`, with the options of Equilibrium Reasoners :cite:p:`eqr`.
 
     Attributes
     ----------
     n_latent
-        Updates of the latent z before each update of the answer y: one block.
+        Updates of the latent z before each update of the answer y; together they are one block.
     n_deep
-        Blocks per outer step, of which the last has gradient.
+        Blocks per outer step, of which the last has a gradient.
     n_steps
         Outer steps in training.
     sigma
-        Standard deviation of random starts of y and z, drawn for every token and channel; ``None``: the fixed starts of
-        TRM.
+        Standard deviation of random starts of y and z, drawn for every token and channel. If ``None`` (default), the
+        fixed starts of TRM.
     damping
-        Share λ of the old state that every update keeps.
+        Share of the old state that every update keeps.
     noise
-        Standard deviation β of the noise that every update adds in training.
+        Standard deviation of the noise added to every update in training.
     branch_gain
-        Factor on the residual branches of the backbone before training. Below 1 an update begins close to the
-        identity, so that the features reach the answer from the first step on; 1: as drawn in the paper.
+        Factor on the residual branches of the backbone at initialisation. Below 1, an update is close to the identity
+        at first, so that the features reach the answer from the first step on; 1 is the initialisation of TRM.
     """
+
+    name: ClassVar[str] = "trm"
+    has_two_states: ClassVar[bool] = True
 
     n_latent: int = 3
     n_deep: int = 1
@@ -56,26 +96,69 @@ class TRMConfig:
     noise: float = 0.0
     branch_gain: float = 0.1
 
+    def build(self, backbone: Backbone) -> TRM:
+        return TRM(backbone, self)
+
+    @property
+    def n_gradient_calls(self) -> int:
+        return self.n_latent + 1
+
+    @property
+    def n_calls(self) -> int:
+        return self.n_gradient_calls * self.n_deep
+
 
 @dataclass(frozen=True)
-class UniversalConfig:
-    """Calls of the backbone per outer step, outer steps in training, and ``branch_gain`` as for TRM."""
+class UniversalConfig(RecursionConfig):
+    """Universal transformer: one state, several calls of the backbone with shared weights.
+
+    Attributes
+    ----------
+    n_repeats
+        Calls of the backbone per outer step.
+    n_steps
+        Outer steps in training.
+    branch_gain
+        Factor on the residual branches of the backbone at initialisation, as in :class:`TRMConfig`.
+    """
+
+    name: ClassVar[str] = "universal"
 
     n_repeats: int = 8
     n_steps: int = 1
     branch_gain: float = 0.2
 
+    def build(self, backbone: Backbone) -> Universal:
+        return Universal(backbone, self)
+
+    @property
+    def n_gradient_calls(self) -> int:
+        return self.n_repeats
+
 
 @dataclass(frozen=True)
-class FeedforwardConfig:
-    """One call of the backbone; ``branch_gain`` as for TRM."""
+class FeedforwardConfig(RecursionConfig):
+    """One call of the backbone.
+
+    Attributes
+    ----------
+    n_steps
+        Outer steps in training.
+    branch_gain
+        Factor on the residual branches of the backbone at initialisation, as in :class:`TRMConfig`.
+    """
+
+    name: ClassVar[str] = "feedforward"
 
     n_steps: int = 1
     branch_gain: float = 1.0
 
+    def build(self, backbone: Backbone) -> Feedforward:
+        return Feedforward(backbone, self)
+
 
 class Streams:
-    """One random stream per section, so that what is drawn depends neither on the batch nor on its order."""
+    """One random stream per section, so that draws depend neither on the batch nor on its order."""
 
     def __init__(self, generators: Sequence[torch.Generator], *, noise: float = 0.0) -> None:
         self.generators, self.noise = tuple(generators), noise
@@ -92,7 +175,7 @@ class Streams:
         return tokens.to(like_TD)
 
     def start(self, like_TD: Tensor, lattice: Lattice, sigma: float) -> Tensor:
-        """Draw a start of standard deviation ``sigma``, clipped as the starts of TRM are (at 2.27 σ)."""
+        """Draw a start of standard deviation ``sigma``, clipped at 2.27 ``sigma`` like the starts of TRM."""
         limit = 2 / TRUNCATED_STD
         # the normal quantile of a uniform draw between Φ(-2) and Φ(2) is a truncated normal
         share = torch.special.ndtr(self.normal(like_TD, lattice)) * (1 - 2 * TAIL) + TAIL
@@ -107,17 +190,30 @@ TAIL = 0.022750131948179209  # Φ(-2)
 
 
 class Recursion(nn.Module):
-    """A backbone, and how it is called.
+    """A backbone and how it is called.
 
-    With ``recompute`` a call keeps nothing for the gradient but its input, and is repeated when the gradient comes to
-    it: the same numbers for the memory of one call and a third more time.
+    Attributes
+    ----------
+    backbone
+        Network over the tokens of a lattice.
+    recompute
+        Use gradient checkpointing: keep only the input of each call and repeat the call in the backward pass. Results
+        are the same, with the memory of one call and a third more time.
+    sigma, noise
+        Standard deviations of random starts (``None``: fixed starts) and of the noise in training.
     """
 
-    is_random = False
+    sigma: tuple[float, float] | None = None
+    noise: float = 0.0
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone, self.recompute = backbone, False
+
+    @property
+    def is_random(self) -> bool:
+        """Whether training draws random starts or noise."""
+        return self.sigma is not None or self.noise > 0
 
     def call(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
         """Apply the backbone once."""
@@ -125,33 +221,43 @@ class Recursion(nn.Module):
             return checkpoint(self.backbone, h_TD, lattice, use_reentrant=False)
         return self.backbone(h_TD, lattice)
 
+    def start(self, x_TD: Tensor) -> State:
+        """Return the state before the first outer step; a recursion with one state has none yet."""
+        return ()
+
+    def random_start(self, x_TD: Tensor, lattice: Lattice, streams: Streams) -> State:
+        """Draw the state before the first outer step."""
+        raise NotImplementedError
+
+    def step(self, state: State, x_TD: Tensor, lattice: Lattice, streams: Streams | None = None) -> State:
+        """Run one outer step from the embedding x, with noise from ``streams``."""
+        raise NotImplementedError
+
 
 class TRM(Recursion):
-    """Two states, one shared network (papers 000, 003 and 004).
+    """Two states, one shared network :cite:p:`trm,spatialtrm`.
 
     A block is ``n_latent`` updates z ← net(y + z + x), then one y ← net(y + z). An outer step is ``n_deep`` blocks,
-    of which only the last carries gradient. Only the product of outer steps and ``n_deep`` matters for the result.
-    With damping λ and noise β an update is λ·old + (1 - λ)·net(…) + β·ε instead.
+    of which only the last has a gradient. The result depends only on the product of outer steps and ``n_deep``. With
+    damping λ and noise β :cite:p:`eqr` an update is λ·old + (1 - λ)·net(…) + β·ε.
     """
 
-    def __init__(self, backbone: nn.Module, config: TRMConfig) -> None:
+    y_init: Tensor
+    z_init: Tensor
+
+    def __init__(self, backbone: Backbone, config: TRMConfig) -> None:
         super().__init__(backbone)
         self.n_latent, self.n_deep = config.n_latent, config.n_deep
         self.sigma, self.damping, self.noise = config.sigma, config.damping, config.noise
         self.register_buffer("y_init", truncated_normal_(torch.empty(backbone.width), 1.0))
         self.register_buffer("z_init", truncated_normal_(torch.empty(backbone.width), 1.0))
 
-    @property
-    def is_random(self) -> bool:
-        """Whether training draws random starts or noise."""
-        return self.sigma is not None or self.noise > 0
-
     def start(self, x_TD: Tensor) -> State:
         """Return the fixed starts, which are the same for all tokens."""
         return self.y_init.to(x_TD.dtype).expand_as(x_TD), self.z_init.to(x_TD.dtype).expand_as(x_TD)
 
     def random_start(self, x_TD: Tensor, lattice: Lattice, streams: Streams) -> State:
-        """Draw starts for every token and channel, of standard deviation 1 for a plain TRM."""
+        """Draw starts for every token and channel, with standard deviation 1 if the network has fixed starts."""
         return tuple(streams.start(x_TD, lattice, sigma) for sigma in self.sigma or (1.0, 1.0))
 
     def step(self, state: State, x_TD: Tensor, lattice: Lattice, streams: Streams | None = None) -> State:
@@ -164,26 +270,24 @@ class TRM(Recursion):
     def block(
         self, y_TD: Tensor, z_TD: Tensor, x_TD: Tensor, lattice: Lattice, streams: Streams | None = None
     ) -> State:
+        """Update the latent ``n_latent`` times, then the answer once."""
         for _ in range(self.n_latent):
             z_TD = self.mix(z_TD, self.call(z_TD + (y_TD + x_TD), lattice), lattice, streams)
         return self.mix(y_TD, self.call(y_TD + z_TD, lattice), lattice, streams), z_TD
 
     def mix(self, old_TD: Tensor, new_TD: Tensor, lattice: Lattice, streams: Streams | None) -> Tensor:
-        """Keep a share of the old state and add noise; without either the new state is returned as it is."""
+        """Keep a share of the old state and add noise; without either, return the new state."""
         if self.damping:
             new_TD = self.damping * old_TD + (1 - self.damping) * new_TD
         return new_TD if streams is None else streams.perturb(new_TD, lattice)
 
 
 class Universal(Recursion):
-    """One state, shared weights, ``n_repeats`` calls per outer step, gradient through all of them (Dehghani 2019)."""
+    """One state, shared weights, ``n_repeats`` calls per outer step, all with a gradient (Dehghani et al. 2019)."""
 
-    def __init__(self, backbone: nn.Module, config: UniversalConfig) -> None:
+    def __init__(self, backbone: Backbone, config: UniversalConfig) -> None:
         super().__init__(backbone)
         self.n_repeats = config.n_repeats
-
-    def start(self, x_TD: Tensor) -> State:
-        return ()
 
     def step(self, state: State, x_TD: Tensor, lattice: Lattice, streams: Streams | None = None) -> State:
         (h_TD,) = state or (x_TD,)
@@ -193,13 +297,10 @@ class Universal(Recursion):
 
 
 class Feedforward(Recursion):
-    """The backbone once; further outer steps change nothing."""
+    """One call of the backbone; further outer steps change nothing."""
 
-    def __init__(self, backbone: nn.Module, config: FeedforwardConfig) -> None:
+    def __init__(self, backbone: Backbone, config: FeedforwardConfig) -> None:
         super().__init__(backbone)
-
-    def start(self, x_TD: Tensor) -> State:
-        return ()
 
     def step(self, state: State, x_TD: Tensor, lattice: Lattice, streams: Streams | None = None) -> State:
         return (self.call(x_TD, lattice),)

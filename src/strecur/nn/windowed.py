@@ -1,21 +1,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from strecur.nn.layers import BranchEnd, SwiGLU, in_chunks, linear, rms_norm
+from strecur.nn.attention import (
+    gather_heads,
+    relative_pairs,
+    scatter_heads,
+    split_heads,
+    split_tokens,
+    values_in_windows,
+)
+from strecur.nn.backbone import SLOTS_PER_SPOT, Backbone, BackboneConfig, Partition
+from strecur.nn.layers import BranchEnd, SwiGLU, hidden_width, in_chunks, linear, rms_norm
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from strecur.nn.lattice import Lattice, Windows
+
+# At 1.5 cells per spot distance, a window of 12 cells holds as many spots as one of 8 on a regular lattice.
+IRREGULAR_WINDOW = 12
 
 
 @dataclass(frozen=True)
-class WindowedConfig:
-    """Attention within windows of lattice cells, regular and shifted in turn, and with a few global tokens."""
+class WindowedConfig(BackboneConfig):
+    """Attention within windows of lattice cells, alternately regular and shifted, and with a few global tokens.
+
+    Attributes
+    ----------
+    width
+        Channels of a token.
+    n_layers
+        Transformer layers.
+    n_heads
+        Attention heads.
+    window
+        Cells along a side of a window.
+    n_global
+        Global tokens per section.
+    """
+
+    name: ClassVar[str] = "windowed"
 
     width: int = 192
     n_layers: int = 2
@@ -23,9 +53,53 @@ class WindowedConfig:
     window: int = 8
     n_global: int = 4
 
+    def build(self) -> WindowedBackbone:
+        return WindowedBackbone(self)
+
+    @classmethod
+    def for_layout(cls, layout: str) -> Self:
+        """Return the default configuration for a lattice: windows with about as many spots on every layout."""
+        return cls(window=IRREGULAR_WINDOW) if layout == "irregular" else cls()
+
+    def partitions(self) -> list[list[Partition]]:
+        return [[(self.window, self.offset(i))] for i in reversed(range(self.n_layers))]
+
+    def offset(self, layer: int) -> int:
+        """Shift of the windows of a layer in cells."""
+        return layer % 2 * (self.window // 2)
+
+    @property
+    def n_context(self) -> int:
+        return self.n_global
+
+    @property
+    def n_weights(self) -> int:
+        return self.n_layers * self.weights_per_layer
+
+    @property
+    def n_layers_per_call(self) -> int:
+        return self.n_layers
+
+    @property
+    def n_seen(self) -> int:
+        """Slots that a spot attends to: those of its window and the global tokens."""
+        return self.window**2 + self.n_global
+
+    def tokens_seen(self, layout: str, n_spots: int) -> float:
+        return SLOTS_PER_SPOT[layout] * self.window**2
+
+    def values_kept(self, layout: str) -> float:
+        in_windows = 3 * self.width * self.n_seen / self.window**2 + self.n_heads * self.n_seen
+        return 4 * hidden_width(self.width) + 8 * self.width + SLOTS_PER_SPOT[layout] * in_windows
+
+    def values_passing(self, layout: str) -> float:
+        return max(3 * hidden_width(self.width), values_in_windows(self.width, self.n_heads, self.n_seen, layout))
+
 
 class WindowedLayer(nn.Module):
-    """One post-norm layer; a spot sees its window and the global tokens, a global token sees its whole section."""
+    """Post-norm layer; a spot sees its window and the global tokens, a global token sees its whole section."""
+
+    pair_KK: Tensor
 
     def __init__(self, config: WindowedConfig, offset: int) -> None:
         super().__init__()
@@ -41,29 +115,24 @@ class WindowedLayer(nn.Module):
         return in_chunks(self.refine, h_TD)
 
     def refine(self, h_TD: Tensor) -> Tensor:
-        """Second half of the layer, which looks at single tokens."""
+        """Apply the second half of the layer, in which tokens do not see each other."""
         return rms_norm(h_TD + self.mlp(h_TD))
 
     def attend(self, qkv_T: Tensor, lattice: Lattice) -> Tensor:
-        n_spots = len(lattice.row_N)
-        tokens, spots = qkv_T.split([len(qkv_T) - n_spots, n_spots])
+        tokens, spots = split_tokens(qkv_T, lattice)
         return torch.cat([self.attend_globally(tokens, spots, lattice), self.attend_locally(qkv_T, lattice)])
 
     def attend_globally(self, tokens_SM: Tensor, spots_N: Tensor, lattice: Lattice) -> Tensor:
         """Let each global token attend to the global tokens and all spots of its section."""
         outputs = []
         for own_tokens, own_spots in zip(tokens_SM.chunk(lattice.n_sections), lattice.split(spots_N), strict=True):
-            (q, *of_tokens), (_, *of_spots) = self.heads(own_tokens), self.heads(own_spots)
-            (token_k, spot_k), (token_v, spot_v) = zip(of_tokens, of_spots, strict=True)
+            q, token_k, token_v = split_heads(own_tokens, self.n_heads)
+            _, spot_k, spot_v = split_heads(own_spots, self.n_heads)
             scores_HML = torch.cat([q @ token_k.mT, q @ spot_k.mT], dim=-1) / q.shape[-1] ** 0.5
             weights_HML = scores_HML.softmax(dim=-1).to(token_v.dtype)
             to_tokens, to_spots = weights_HML.split([len(own_tokens), len(own_spots)], dim=-1)
             outputs.append((to_tokens @ token_v + to_spots @ spot_v).transpose(0, 1).flatten(1))
         return torch.cat(outputs)
-
-    def heads(self, qkv_L: Tensor) -> Tensor:
-        """Split (L, 3D) into q, k and v, (3, H, L, E)."""
-        return qkv_L.unflatten(1, (3, self.n_heads, -1)).permute(1, 2, 0, 3)
 
     def attend_locally(self, qkv_T: Tensor, lattice: Lattice) -> Tensor:
         """Let each spot attend to its window and the global tokens of its section, in one softmax, (N, D)."""
@@ -72,53 +141,36 @@ class WindowedLayer(nn.Module):
         return out_ND
 
     def attend_within(self, windows: Windows, qkv_T: Tensor, lattice: Lattice) -> Tensor:
-        """Attend within some windows; return a row for each of their spots.
+        """Attend within windows; return a row for each of their spots.
 
-        Keys and values of the global tokens are in extra slots at the end of each window. Written out, since the fused
-        kernel is several times slower on a CPU for so many small windows with a bias.
+        Keys and values of the global tokens are in extra slots at the end of each window. Written out, because the
+        fused kernel is several times slower on a CPU for many small windows with a bias.
         """
-        n_heads, (n_windows, n_slots) = self.n_heads, windows.spot_WK.shape
+        n_slots = windows.spot_WK.shape[1]
         n_global = (len(qkv_T) - len(lattice.row_N)) // lattice.n_sections
         global_WM = windows.section_W[:, None] * n_global + torch.arange(n_global, device=qkv_T.device)
         token_WL = torch.cat([windows.spot_WK + n_global * lattice.n_sections, global_WM], dim=1)
-        # one row for each token, part (query, key, value) and head
-        rows = qkv_T.reshape(3 * n_heads * len(qkv_T), -1)
-        at = torch.arange(3 * n_heads, device=rows.device)[:, None] + token_WL.flatten() * (3 * n_heads)
-        q, k, v = rows.index_select(0, at.flatten()).view(3, n_heads * n_windows, n_slots + n_global, -1)
+        q, k, v = gather_heads(qkv_T, token_WL, self.n_heads)
         bias = self.attention_bias(windows, n_global, q.dtype).flatten(0, 1)
         scores_BKL = torch.baddbmm(bias, q[:, :n_slots], k.mT, alpha=q.shape[-1] ** -0.5)
         out_BKE = scores_BKL.softmax(dim=-1).to(v.dtype) @ v
-        at_NH = windows.site_N[:, None] + torch.arange(n_heads, device=rows.device) * (n_windows * n_slots)
-        return out_BKE.flatten(0, 1).index_select(0, at_NH.flatten()).view(len(at_NH), -1)
+        return scatter_heads(out_BKE, windows, self.n_heads).flatten(1)
 
     def attention_bias(self, windows: Windows, n_global: int, dtype: torch.dtype) -> Tensor:
         """Relative position bias, zero towards global tokens, minus infinity towards empty slots; (H, W, K, K + M)."""
         bias_HKL = F.pad(self.bias.to(dtype)[:, self.pair_KK], (0, n_global))
         empty_WL = F.pad(~windows.occupied_WK, (0, n_global))
-        return (
-            bias_HKL.unsqueeze(1) + torch.zeros_like(empty_WL, dtype=dtype).masked_fill(empty_WL, -torch.inf)[:, None]
-        )
+        masked_WL = torch.zeros_like(empty_WL, dtype=dtype).masked_fill(empty_WL, -torch.inf)
+        return bias_HKL.unsqueeze(1) + masked_WL[:, None]
 
 
-def relative_pairs(window: int) -> Tensor:
-    """Index of the offset (row, column) of every pair of slots into the bias table, shape (K, K)."""
-    cell = torch.arange(window)
-    row_K, col_K = (axis.flatten() for axis in torch.meshgrid(cell, cell, indexing="ij"))
-    d_row, d_col = (axis[None, :] - axis[:, None] + window - 1 for axis in (row_K, col_K))
-    return d_row * (2 * window - 1) + d_col
-
-
-class WindowedBackbone(nn.Module):
+class WindowedBackbone(Backbone):
     """Regular and shifted windows in turn, plus global tokens; cost is linear in the number of spots."""
-
-    absolute_positions = False
 
     def __init__(self, config: WindowedConfig) -> None:
         super().__init__()
         self.width, self.n_context, self.window = config.width, config.n_global, config.window
-        self.layers = nn.ModuleList(
-            WindowedLayer(config, offset=(i % 2) * (config.window // 2)) for i in range(config.n_layers)
-        )
+        self.layers = nn.ModuleList(WindowedLayer(config, config.offset(i)) for i in range(config.n_layers))
 
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
         for layer in self.layers:

@@ -1,4 +1,4 @@
-"""Predicted expression beside what was measured: reading both, and how well every gene is predicted."""
+"""Measured and predicted expression: both on one scale, and their correlation by gene."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from matplotlib import rcParams
 
 from strecur._anndata import find_genes, open_table, read_matrix, require, require_counts
 from strecur._arguments import as_names, check_whole
-from strecur.pl._figure import finish, given_axes
-from strecur.pl._maps import choose_sections, made_by
+from strecur.pl._colors import BLUE, RED
+from strecur.pl._figure import finish, make_panel, open_frame
+from strecur.pl._results import choose_sections, made_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,16 +22,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-MODEL, LINEAR = "#0072B2", "#D55E00"
 LABELS_AT = 1.04  # of the width of the axes
 LINE_SPACING = 1.25
 
 
 @dataclass(frozen=True)
-class Expression:
-    """Measured and predicted values, spots × genes, in the scale of the prediction.
+class ExpressionPair:
+    """Measured and predicted values, spots × genes, on the scale of the prediction.
 
-    ``measured`` has the genes that the object holds, ``predicted`` those of the model.
+    ``measured`` holds the genes of the object, ``predicted`` those of the model.
     """
 
     measured: pd.DataFrame
@@ -38,16 +38,22 @@ class Expression:
     unit: str
 
     def scores(self, rows: np.ndarray) -> pd.Series:
-        """Correlate prediction and measurement over some spots, for every gene that has both."""
+        """Return the Pearson correlation over some spots for every gene that is measured and predicted."""
         from strecur.metrics import pcc_per_gene
 
         genes = self.predicted.columns.intersection(self.measured.columns, sort=False)
         measured, predicted = (values[genes].to_numpy()[rows] for values in (self.measured, self.predicted))
         return pd.Series(pcc_per_gene(measured, predicted), index=genes)
 
+    def describe_predicted(self) -> str:
+        """List the first predicted genes for a message."""
+        names = ", ".join(self.predicted.columns[:10])
+        n_genes = self.predicted.shape[1]
+        return names if n_genes <= 10 else f"{names} … ({n_genes} in all)"
 
-def read_expression(table: AnnData, key: str, *, layer: str | None, also: Sequence[str] = ()) -> Expression:
-    """Read the prediction ``key`` and what was measured of its genes and of those in ``also``."""
+
+def read_expression(table: AnnData, key: str, *, layer: str | None, also: Sequence[str] = ()) -> ExpressionPair:
+    """Read the prediction ``key``, and the measured values of its genes and of those in ``also``."""
     predicted = read_predicted(table, key, key)
     counts = _read_counts(table, list(dict.fromkeys([*predicted.columns, *also])), layer)
     target = str(table.uns[key].get("target", "log2"))
@@ -55,14 +61,14 @@ def read_expression(table: AnnData, key: str, *, layer: str | None, also: Sequen
         has_mean = f"{key}_log2" in table.obsm
         predicted = read_predicted(table, key, f"{key}_log2") if has_mean else np.log2(predicted + 1)
     if target in {"log2", "counts"}:
-        return Expression(np.log2(counts + 1), predicted, "log2(count + 1)")
-    # sections of H&E alone have no depth
+        return ExpressionPair(np.log2(counts + 1), predicted, "log2(count + 1)")
+    # sections with H&E only have no library size
     measured = np.log2(counts.mul(_scale_factors(table, key, layer), axis=0) + 1) if counts.shape[1] else counts
-    return Expression(measured, predicted, "log2(normalised count + 1)")
+    return ExpressionPair(measured, predicted, "log2(normalised count + 1)")
 
 
 def _scale_factors(table: AnnData, key: str, layer: str | None) -> np.ndarray:
-    """What the counts of every spot are multiplied with on the scale of the prediction; NaN without any count."""
+    """Return the factor that normalises the counts of every spot as in training; NaN for spots without counts."""
     record = table.uns[key]
     require(record, "target_sum", where=f"uns[{key!r}]", hint=made_by(key, "predict_expression"))
     if "size_factor_key" in record:
@@ -88,11 +94,11 @@ def read_predicted(table: AnnData, key: str, slot: str) -> pd.DataFrame:
 
 
 def _read_counts(table: AnnData, genes: list[str], layer: str | None) -> pd.DataFrame:
-    """Read the counts of those genes that are measured in this object."""
+    """Read the counts of the genes that are measured in this object."""
     projection, _ = find_genes(table, genes)
     found = np.flatnonzero(projection.getnnz(axis=0))
     if not found.size:
-        # H&E alone: there may be no X at all
+        # with H&E only, X may be missing
         return pd.DataFrame(index=range(table.n_obs))
     counts = read_matrix(table, layer) @ projection[:, found]
     require_counts(counts)
@@ -114,37 +120,37 @@ def gene_scores(
     show: bool | None = None,
     table_key: str | None = None,
 ) -> Axes | None:
-    """Draw how well every gene is predicted, from the best to the worst.
+    """Plot the Pearson correlation of predicted and measured expression of every gene, best genes first.
 
-    The Pearson correlation of predicted and measured values over the spots, by gene, with the median as a dotted line.
-    If ``obsm[f"{key}_linear"]`` holds the predictions of the linear baseline, its curve is drawn beside, with its genes
-    in their own order. Below the axis stands how many genes have no correlation, because they are constant or were not
-    measured; they are not in the curves.
+    The dotted line is the median over genes. If there are predictions of the linear baseline in
+    ``obsm[f"{key}_linear"]``, a second curve shows their correlation, with genes in its own order. Genes without a
+    correlation, because they are constant or were not measured, are left out; their number is written below the axis.
 
     Parameters
     ----------
     adata
-        Spots of one or several sections. They hold the results of ``strecur.tl.predict_expression``.
+        Spots of one or several sections; with the results of :func:`strecur.tl.predict_expression`.
     key
-        The ``key_added`` of that call. ``obsm[key]`` and ``uns[key]`` are drawn.
+        The ``key_added`` of that call. ``obsm[key]`` and ``uns[key]`` are plotted.
     genes
-        Genes to name in the plot; by default the best ones.
+        Genes to label. If ``None`` (default), the best ones.
     n_label
-        How many of the best genes to name if ``genes`` are not given.
+        Number of best genes to label if ``genes`` is ``None``.
     by_section
-        Correlate within every section and draw a thin line for each; the thick one is then the mean over sections, gene
-        by gene. By default the spots of all sections are pooled, which also rewards telling sections apart.
+        Compute correlations within sections: a thin line for each section, and a thick one for their mean gene by gene.
+        If ``False`` (default), the spots of all sections are pooled, so that differences between sections count too.
     layer
-        Layer with raw counts; by default ``X``. They are compared as log2(count + 1), or after normalising the depth of
-        every spot as in training if that is what the model predicts.
+        Layer with raw counts. If ``None`` (default), ``X``. They are compared as log2(count + 1), after normalising
+        them as in training if the model predicts normalised values.
     library_key
-        Column of ``obs`` that tells sections apart; by default the one the prediction was made with.
+        Column of ``obs`` with the section of each spot. If ``None`` (default), the one of the prediction, else the one
+        given to :func:`strecur.pp.to_grid`.
     library_id
-        Section or sections to compare; by default all.
+        Section or sections to compare. If ``None`` (default), all.
     ax
-        Axes to draw on; by default a new figure is made.
+        Axes to plot on. If ``None`` (default), a new figure.
     show
-        ``True`` shows the figure and returns nothing.
+        If ``True``, show the figure and return ``None``.
     table_key
         Table to use if ``adata`` is a SpatialData with several.
 
@@ -155,7 +161,7 @@ def gene_scores(
     Raises
     ------
     KeyError
-        If the prediction or a section is missing, or ``genes`` are not predicted.
+        If the prediction or a section is missing, or some ``genes`` are not predicted.
     ValueError
         If no predicted gene was measured, or ``layer`` holds no counts.
 
@@ -166,9 +172,9 @@ def gene_scores(
     >>> def colour(patches):
     ...     return patches.mean(axis=(1, 2))
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0, progress=False)
-    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, max_epochs=1, progress=False)
-    >>> st.tl.predict_expression(adata, model, library_key="section", progress=False)
+    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0)
+    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, training={"max_epochs": 1})
+    >>> st.tl.predict_expression(adata, model, library_key="section")
     >>> ax = st.pl.gene_scores(adata)
     """
     check_whole("n_label", n_label, least=0)
@@ -176,55 +182,43 @@ def gene_scores(
     table = open_table(adata, table_key=table_key, read_only=True)
     expression = read_expression(table, key, layer=layer)
     _require_comparable(expression, key, genes or ())
-    sections, wanted = choose_sections(table, key, library_key=library_key, library_id=library_id)
-    rows = {title: sections.rows(name) for name, title in wanted.items()}
+    chosen = choose_sections(table, key, library_key=library_key, library_id=library_id)
+    rows = chosen.rows
     parts = rows if by_section else {"": np.concatenate([*rows.values()])}
-    (panel,) = [_new_axes()] if ax is None else given_axes(ax, 1, "one curve of all genes")
-    ranked = _draw_model(panel, expression, parts, name=key, color=MODEL)
+    panel = make_panel(ax, "one curve of all genes", (7, 4.5))
+    ranked = _draw_model(panel, expression, parts, name=key, color=BLUE)
     if f"{key}_linear" in table.obsm:
         linear = replace(expression, predicted=read_predicted(table, key, f"{key}_linear"))
-        _draw_model(panel, linear, parts, name="linear baseline", color=LINEAR)
+        _draw_model(panel, linear, parts, name="linear baseline", color=RED)
     pooling = "mean of {} sections (thin: each)" if by_section else "{} sections pooled"
     ylabel = ["PCC of measured and predicted", *([pooling.format(len(rows))] if len(rows) > 1 else [])]
-    panel.set(xlabel=_describe_genes(expression, ranked, genes or ()), ylabel="\n".join(ylabel))
-    panel.set_title(next(iter(rows)) if len(rows) == 1 else "", fontsize="medium")
+    panel.set(xlabel=_gene_axis_label(expression, ranked, genes or ()), ylabel="\n".join(ylabel))
+    panel.set_title(chosen.titles[chosen.names[0]] if len(rows) == 1 else "", fontsize="medium")
     panel.set(xlim=(0, len(ranked) + 1), ylim=(None, 1))
-    panel.spines[["top", "right"]].set_visible(False)
+    open_frame(panel)
     panel.legend(loc="lower left", frameon=False)
     named = ranked.index[:n_label] if genes is None else ranked.index[ranked.index.isin(genes)]
     _name_genes(panel, ranked, named)
-    return finish([panel], show=show)
+    return finish(panel, show=show)
 
 
-def _require_comparable(expression: Expression, key: str, genes: Sequence[str]) -> None:
+def _require_comparable(expression: ExpressionPair, key: str, genes: Sequence[str]) -> None:
     unknown = [gene for gene in genes if gene not in expression.predicted]
     if unknown:
-        msg = f"genes {unknown} are not predicted; uns[{key!r}]['var_names'] has {some_of(expression.predicted)}"
+        msg = f"genes {unknown} are not predicted; uns[{key!r}]['var_names'] has {expression.describe_predicted()}"
         raise KeyError(msg)
     if expression.measured.columns.empty:
         msg = (
             f"none of the {expression.predicted.shape[1]} predicted genes was measured in this object, so there is "
-            f"nothing to compare with; uns[{key!r}]['reliability'] tells how well they were predicted in training"
+            f"nothing to compare with; uns[{key!r}]['reliability'] has the scores of the genes in training"
         )
         raise ValueError(msg)
 
 
-def some_of(values: pd.DataFrame) -> str:
-    """List the first genes."""
-    names = ", ".join(values.columns[:10])
-    return names if values.shape[1] <= 10 else f"{names} … ({values.shape[1]} in all)"
-
-
-def _new_axes() -> Axes:
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=(7, 4.5), layout="constrained")[1]
-
-
 def _draw_model(
-    ax: Axes, expression: Expression, parts: Mapping[str, np.ndarray], *, name: str, color: str
+    ax: Axes, expression: ExpressionPair, parts: Mapping[str, np.ndarray], *, name: str, color: str
 ) -> pd.Series:
-    """Draw the correlations of one model, the mean over parts and every part; return the former, best gene first."""
+    """Draw the correlations of one model, by part and their mean; return the mean, best gene first."""
     scores = pd.DataFrame({part: expression.scores(rows) for part, rows in parts.items()})
     mean = scores.mean(axis=1)
     if len(parts) > 1:
@@ -240,8 +234,8 @@ def _curve(scores: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(1, len(ranked) + 1), ranked
 
 
-def _describe_genes(expression: Expression, ranked: pd.Series, named: Sequence[str]) -> str:
-    """Label the axis, and tell which genes are not on it and why."""
+def _gene_axis_label(expression: ExpressionPair, ranked: pd.Series, named: Sequence[str]) -> str:
+    """Return the label of the axis, with the number of genes that are not on it and the reasons."""
     n_measured = int(expression.predicted.columns.isin(expression.measured.columns).sum())
     reasons = {
         "undefined (constant)": n_measured - len(ranked),
@@ -254,9 +248,9 @@ def _describe_genes(expression: Expression, ranked: pd.Series, named: Sequence[s
 
 
 def _name_genes(ax: Axes, ranked: pd.Series, names: pd.Index) -> None:
-    """Write names in a column right of the axes, each joined to its gene on the curve."""
+    """Write names in a column right of the axes, each with a line to its gene on the curve."""
     position = ranked.index.get_indexer(names)
-    ax.plot(position + 1, ranked.iloc[position], "o", color=MODEL, markersize=4)
+    ax.plot(position + 1, ranked.iloc[position], "o", color=BLUE, markersize=4)
     height = ax.get_window_extent().height / ax.figure.dpi * 72  # points
     size = min(0.9 * rcParams["font.size"], height / max(len(names), 1) / LINE_SPACING)
     bottom, top = ax.get_ylim()
@@ -274,9 +268,9 @@ def _name_genes(ax: Axes, ranked: pd.Series, names: pd.Index) -> None:
 
 
 def spread_out(heights: np.ndarray, gap: float, top: float) -> np.ndarray:
-    """Move heights, given from high to low, upwards until they are ``gap`` apart; those above ``top`` come down again.
+    """Move heights, sorted from high to low, upwards until they are ``gap`` apart, but not above ``top``.
 
-    Lines from a falling curve to labels that lie higher do not cross the curve.
+    Lines from a falling curve to labels above it do not cross the curve.
     """
     steps = gap * np.arange(len(heights))
     raised = np.maximum.accumulate((heights + steps)[::-1])[::-1] - steps

@@ -1,9 +1,10 @@
-"""Maps of marker genes, measured beside predicted."""
+"""Maps of measured and predicted marker genes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,31 +15,32 @@ from matplotlib.ticker import MaxNLocator
 
 from strecur._anndata import open_table
 from strecur._arguments import as_names, check_whole
-from strecur.pl._expression import read_expression, some_of
-from strecur.pl._figure import add_color_bar, finish, given_axes, panel_axes
-from strecur.pl._maps import draw_spots, draw_tissue, pitch, read_maps
+from strecur.pl._expression import read_expression
+from strecur.pl._figure import add_color_bar, check_axes, finish, make_panels, one_or_all
+from strecur.pl._maps import MapFigure
+from strecur.pl._spots import draw_spots, draw_tissue, pitch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-    from strecur.pl._expression import Expression
-    from strecur.pl._maps import SectionMap
+    from strecur.pl._expression import ExpressionPair
+    from strecur.pl._spots import SectionMap
 
 MAX_GENES_PER_ROW = 4
 SLIDE = 16 / 9  # width ÷ height
 TITLE = 0.25  # height of a panel's title ÷ its width
 COLOR_BAR, ROW_NAME = 0.6, 0.4  # inches
 KINDS = ("measured", "predicted")
-PERCENTILES = (1, 99)  # of the colour scale, so that single spots do not set it
+PERCENTILES = (1, 99)  # ends of the colour scale, robust to extreme spots
 
 
 @dataclass(frozen=True)
 class Marker:
-    """One gene in one section: its values by kind of map, and how well it is predicted."""
+    """One gene in one section: its values by kind of map, and its score."""
 
     gene: str
     maps: dict[str, np.ndarray]
@@ -60,54 +62,56 @@ def marker_panel(
     show: bool | None = None,
     table_key: str | None = None,
 ) -> Axes | list[Axes] | None:
-    """Draw maps of marker genes in one section, measured beside predicted (TRM paper, Fig. 13).
+    """Plot maps of measured and predicted expression of marker genes in one section.
 
-    Both maps of a gene have one colour scale, from the 1st to the 99th percentile of all their values. Above the
-    predicted map stands its Pearson correlation with the measured one over the spots; where nothing was measured (a
-    section of H&E alone), the reliability of the gene instead, as estimated in training. A gene that is only measured
-    or only predicted has one map; measured values are brought to the scale of the prediction.
+    Both maps of a gene share a colour scale, from the 1st to the 99th percentile of their values. Measured values are
+    on the scale of the prediction. The title of the predicted map has the Pearson correlation with the measured one
+    or, without measurements (a section with H&E only), the reliability of the gene as estimated in training. A gene
+    that is only measured or only predicted has one map. See Fig. 13 of the spatial TRM :cite:p:`spatialtrm`.
 
     Parameters
     ----------
     adata
-        Spots of one or several sections. They hold the results of ``strecur.tl.predict_expression``.
+        Spots of one or several sections; with the results of :func:`strecur.tl.predict_expression`.
     genes
-        Genes to draw, or a dictionary of them by biological axis, such as ``{"proliferation": ["MKI67", "TOP2A"]}``;
-        every axis starts a row and is named left of it.
+        Genes to plot, or a dictionary of gene lists by biological axis, such as
+        ``{"proliferation": ["MKI67", "TOP2A"]}``. Every axis starts a row, with its name on the left.
     key
-        The ``key_added`` of that call. ``obsm[key]`` and ``uns[key]`` are drawn.
+        The ``key_added`` of that call. ``obsm[key]`` and ``uns[key]`` are plotted.
     genes_per_row
-        Genes side by side; by default as many, up to four, as bring the figure closest to the shape of a slide.
+        Number of genes side by side. If ``None`` (default), up to four, to bring the figure closest to the shape of a
+        slide.
     layer
-        Layer with raw counts; by default ``X``. They are drawn as log2(count + 1), or after normalising the depth of
-        every spot as in training if that is what the model predicts.
+        Layer with raw counts. If ``None`` (default), ``X``. They are plotted as log2(count + 1), after normalising
+        them as in training if the model predicts normalised values.
     library_key
-        Column of ``obs`` that tells sections apart; by default the one the prediction was made with.
+        Column of ``obs`` with the section of each spot. If ``None`` (default), the one of the prediction, else the one
+        given to :func:`strecur.pp.to_grid`.
     library_id
-        Section to draw; not needed if there is only one.
+        Section to plot; required if there are several.
     img
-        Draw the tissue image at the left of every row where there is one. If the lattice is turned against it, spots
-        are circles at their places on the image.
+        Plot the tissue image on the left of every row, if there is one. If the lattice is rotated or mirrored relative
+        to the image, spots are circles at their coordinates.
     spatial_key
         Key of ``obsm`` with the coordinates (x, y) of the spots, used for images and irregular layouts.
     ax
-        Axes to draw on, one per panel in reading order; by default a new figure is made.
+        Axes to plot on, one per panel in reading order. If ``None`` (default), a new figure.
     show
-        ``True`` shows the figure and returns nothing.
+        If ``True``, show the figure and return ``None``.
     table_key
         Table to use if ``adata`` is a SpatialData with several.
 
     Returns
     -------
-    The axes, a list if there are several panels; ``None`` with ``show=True``.
+    The axes, as a list if there are several panels; ``None`` with ``show=True``.
 
     Raises
     ------
     KeyError
         If the prediction, a section or the lattice is missing, or genes are neither measured nor predicted.
     ValueError
-        If there is no gene, or no choice of a section, ``layer`` holds no counts, spots lie outside their image, or
-        ``ax`` does not hold one axes per panel.
+        If ``genes`` is empty, there are several sections and no ``library_id``, ``layer`` does not hold counts, spots
+        lie outside their image, or ``ax`` does not hold one axes per panel.
 
     Examples
     --------
@@ -116,9 +120,9 @@ def marker_panel(
     >>> def colour(patches):
     ...     return patches.mean(axis=(1, 2))
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0, progress=False)
-    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, max_epochs=1, progress=False)
-    >>> st.tl.predict_expression(adata, model, library_key="section", progress=False)
+    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0)
+    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, training={"max_epochs": 1})
+    >>> st.tl.predict_expression(adata, model, library_key="section")
     >>> axes = st.pl.marker_panel(adata, model.genes[:2], library_id="S1")
     """
     if genes_per_row is not None:
@@ -127,9 +131,9 @@ def marker_panel(
     groups = _gene_groups(genes)
     wanted = list(dict.fromkeys(gene for group in groups.values() for gene in group))
     expression = read_expression(table, key, layer=layer, also=wanted)
-    choice = {"library_key": library_key, "library_id": library_id, "spatial_key": spatial_key}
-    section = _read_section(table, key, img=img, **choice)
-    place = section if section.image is None else _beside_image(table, key, section, **choice)
+    read = partial(MapFigure.read, table, key, library_key=library_key, library_id=library_id, spatial_key=spatial_key)
+    section = _only_section(read(img=img))
+    place = section if section.image is None else _beside_image(table, section, read)
     markers = _read_markers(expression, wanted, section.rows, table.uns[key].get("reliability"))
     kinds = [kind for kind in KINDS if any(kind in marker.maps for marker in markers.values())]
     sizes = [len(group) for group in groups.values()]
@@ -142,9 +146,9 @@ def marker_panel(
     ]
     used = [[*[True] * has_image, *(kind in marker.maps for marker in part for kind in kinds)] for _, part in lines]
     if ax is None:
-        axes = _new_axes(used, section, per_row)
+        axes = _make_rows(used, section, per_row)
     else:
-        axes = given_axes(ax, sum(map(sum, used)), f"{len(lines)} rows of up to {per_row} genes")
+        axes = check_axes(ax, sum(map(sum, used)), f"{len(lines)} rows of up to {per_row} genes")
     panels = iter(axes)
     for (name, part), row in zip(lines, used, strict=True):
         line = [next(panels) for _ in range(sum(row))]
@@ -153,51 +157,51 @@ def marker_panel(
             draw_tissue(line[0], section)
             line[0].set_title("H&E", fontsize="medium")
         _draw_markers(line[has_image:], part, place, expression.unit)
-    return finish(axes, show=show)
+    return finish(one_or_all(axes), show=show)
 
 
 def _gene_groups(genes: str | Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Return genes by the name of their axis, which is empty if they have none."""
-    groups = genes if isinstance(genes, Mapping) else {"": genes}
-    groups = {str(name): as_names("genes", group) for name, group in groups.items()}
-    groups = {name: group for name, group in groups.items() if group}
+    """Return genes by the name of their axis, which is empty for a plain list."""
+    given = genes if isinstance(genes, Mapping) else {"": genes}
+    named = {str(name): as_names("genes", group) for name, group in given.items()}
+    groups = {name: group for name, group in named.items() if group}
     if not groups:
         msg = "there are no genes to draw; pass a list of names, or a dictionary of lists"
         raise ValueError(msg)
     return groups
 
 
-def _read_section(table: AnnData, key: str, **choice: object) -> SectionMap:
-    maps = read_maps(table, key, **choice)
-    if len(maps) > 1:
-        msg = f"marker_panel draws one section; choose it with library_id out of {[section.title for section in maps]}"
+def _only_section(maps: MapFigure) -> SectionMap:
+    if len(maps.sections) > 1:
+        names = [section.title for section in maps.sections]
+        msg = f"marker_panel plots one section; choose it with library_id out of {names}"
         raise ValueError(msg)
-    return maps[0]
+    return maps.sections[0]
 
 
-def _beside_image(table: AnnData, key: str, section: SectionMap, **choice: object) -> SectionMap:
-    """Return the map to draw beside the image of a section: its lattice if that lies as the tissue does."""
+def _beside_image(table: AnnData, section: SectionMap, read: Callable[..., MapFigure]) -> SectionMap:
+    """Return the map to draw beside an image: the lattice of the section if it has the orientation of the image."""
     if "grid" in table.obsm:
-        lattice = _read_section(table, key, img=False, **choice)
+        lattice = _only_section(read(img=False))
         if _parallel(lattice.x, section.x) and _parallel(lattice.y, section.y):
             return lattice
     return replace(section, image=None, width=1.15 * pitch(np.column_stack([section.x, section.y])))
 
 
 def _parallel(a: np.ndarray, b: np.ndarray) -> bool:
-    """Tell whether coordinates run in the same direction, up to what a slightly uneven lattice makes of them."""
+    """Return whether coordinates run in the same direction, within the tolerance of a slightly uneven lattice."""
     return bool(np.ptp(a) > 0 and np.ptp(b) > 0 and np.corrcoef(a, b)[0, 1] > 0.98)
 
 
 def _read_markers(
-    expression: Expression, genes: list[str], rows: np.ndarray, reliability: pd.DataFrame | None
+    expression: ExpressionPair, genes: list[str], rows: np.ndarray, reliability: pd.DataFrame | None
 ) -> dict[str, Marker]:
-    """Gather what is known of every gene in one section."""
+    """Return values and scores of every gene in one section."""
     unknown = [gene for gene in genes if gene not in expression.measured and gene not in expression.predicted]
     if unknown:
         msg = (
             f"genes {unknown} are neither predicted nor measured (as {expression.unit}); "
-            f"predicted are {some_of(expression.predicted)}"
+            f"predicted are {expression.describe_predicted()}"
         )
         raise KeyError(msg)
     scores = expression.scores(rows)
@@ -206,12 +210,12 @@ def _read_markers(
     for gene in genes:
         both = {"measured": expression.measured, "predicted": expression.predicted}
         maps = {kind: values[gene].to_numpy(dtype=float)[rows] for kind, values in both.items() if gene in values}
-        markers[gene] = Marker(gene, maps, _caption(gene, scores, expected))
+        markers[gene] = Marker(gene, maps, _score_of_gene(gene, scores, expected))
     return markers
 
 
-def _caption(gene: str, scores: pd.Series, expected: pd.Series) -> str:
-    """Tell how well a gene is predicted: here, or else in training."""
+def _score_of_gene(gene: str, scores: pd.Series, expected: pd.Series) -> str:
+    """Return the correlation of a gene in this section, else its reliability in training, as the end of a title."""
     name, score = ("PCC", scores[gene]) if gene in scores else ("reliability", expected.get(gene))
     if score is None:
         return ""
@@ -219,7 +223,7 @@ def _caption(gene: str, scores: pd.Series, expected: pd.Series) -> str:
 
 
 def _genes_per_row(sizes: list[int], n_kinds: int, height: float, *, has_image: bool) -> int:
-    """Choose how many genes stand side by side so that the figure comes close to the shape of a slide."""
+    """Return the number of genes side by side that brings the figure closest to the shape of a slide."""
 
     def misfit(per_row: int) -> float:
         n_rows = sum(-(-size // per_row) for size in sizes)
@@ -229,11 +233,12 @@ def _genes_per_row(sizes: list[int], n_kinds: int, height: float, *, has_image: 
     return min(range(1, min(max(sizes), MAX_GENES_PER_ROW) + 1), key=misfit)
 
 
-def _new_axes(used: list[list[bool]], section: SectionMap, per_row: int) -> list[Axes]:
+def _make_rows(used: list[list[bool]], section: SectionMap, per_row: int) -> list[Axes]:
     """Make a figure with a panel wherever ``used`` is true, row by row."""
     n_columns = max(map(len, used))
     slots = [slot for row in used for slot in [*row, *[False] * (n_columns - len(row))]]
-    axes = panel_axes([section.height] * len(slots), n_columns, margin=COLOR_BAR * per_row + ROW_NAME)
+    margin = COLOR_BAR * per_row + ROW_NAME
+    axes = make_panels(None, [section.height] * len(slots), n_columns, contents="", margin=margin)
     for panel, slot in zip(axes, slots, strict=True):
         if not slot:
             panel.remove()
@@ -243,7 +248,7 @@ def _new_axes(used: list[list[bool]], section: SectionMap, per_row: int) -> list
 
 
 def _draw_markers(axes: Sequence[Axes], markers: Sequence[Marker], section: SectionMap, unit: str) -> None:
-    """Draw one row of markers, one colour bar each."""
+    """Draw one row of markers with a colour bar each."""
     panels = iter(axes)
     for marker in markers:
         norm = _robust_scale(np.concatenate([*marker.maps.values()]))
@@ -257,7 +262,7 @@ def _draw_markers(axes: Sequence[Axes], markers: Sequence[Marker], section: Sect
 
 
 def _robust_scale(values: np.ndarray) -> Normalize:
-    """Colour scale that single extreme spots do not set."""
+    """Return a colour scale that is robust to extreme spots."""
     known = values[np.isfinite(values)]
     if not known.size:
         return Normalize(0, 1)

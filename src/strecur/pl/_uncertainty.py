@@ -1,18 +1,22 @@
-"""Figures of whether a model knows what it knows, and when it stops."""
+"""Confidence of spots, and whether probabilities and label sets are calibrated."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
+from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from strecur._anndata import open_table, read_labels, require
+from strecur._anndata import read_labels
 from strecur._arguments import check_whole
-from strecur.pl._colors import category_colors, read_categories
-from strecur.pl._figure import add_legend, finish, given_axes, panel_axes
-from strecur.pl._maps import choose_sections, made_by
+from strecur.pl._colors import BLUE, RED
+from strecur.pl._figure import MAX_COLUMNS, add_color_bar, finish, make_panels, one_or_all, open_frame, percent
+from strecur.pl._maps import MapFigure
+from strecur.pl._results import choose_sections, open_result, read_answer_labels
+from strecur.pl._spots import draw_spots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,11 +25,108 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-    from strecur._anndata import Sections
 
-POINT, WANTED = "#0072B2", "#D55E00"
-MARKERS = "os^Dv<>pP*"
-FROM_TRUTH = ("ari", "accuracy", "macro_f1")
+def confidence(
+    adata: AnnData | SpatialData,
+    key: str = "trm_domains",
+    *,
+    truth: str | None = None,
+    library_key: str | None = None,
+    library_id: str | Sequence[str] | None = None,
+    img: bool = False,
+    spatial_key: str = "spatial",
+    ax: Axes | Sequence[Axes] | None = None,
+    show: bool | None = None,
+    table_key: str | None = None,
+) -> Axes | list[Axes] | None:
+    """Plot the confidence of every spot, one row per section, and its distribution in right and in wrong spots.
+
+    Parameters
+    ----------
+    adata
+        Spots of one or several sections; with the results of :func:`strecur.tl.trm_domains`.
+    key
+        The ``key_added`` of that call. ``obs[f"{key}_confidence"]`` is plotted on a scale from 0 to 1.
+    truth
+        Column of ``obs`` with annotated domains. The distributions of confidence in correctly and in wrongly labelled
+        spots are plotted beside each map; spots without annotation are left out. If ``None`` (default), only maps.
+    library_key
+        Column of ``obs`` with the section of each spot. If ``None`` (default), the one of the prediction, else the one
+        given to :func:`strecur.pp.to_grid`.
+    library_id
+        Section or sections to plot, in this order. If ``None`` (default), all.
+    img
+        Plot the tissue image behind the spots, if there is one.
+    spatial_key
+        Key of ``obsm`` with the coordinates (x, y) of the spots, used for images and irregular layouts.
+    ax
+        Axes to plot on, one per panel in reading order. If ``None`` (default), a new figure.
+    show
+        If ``True``, show the figure and return ``None``.
+    table_key
+        Table to use if ``adata`` is a SpatialData with several.
+
+    Returns
+    -------
+    The axes, as a list if there are several panels; ``None`` with ``show=True``.
+
+    Raises
+    ------
+    KeyError
+        If a result, a section or the lattice is missing.
+    ValueError
+        If ``ax`` does not hold one axes per panel.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", training={"max_epochs": 1})
+    >>> st.tl.trm_domains(adata, model, library_key="section")
+    >>> axes = st.pl.confidence(adata, truth="domain")
+    """
+    column = f"{key}_confidence"
+    table = open_result(adata, key, table_key=table_key, obs=[column, *([] if truth is None else [key])])
+    maps = MapFigure.read(table, key, library_key=library_key, library_id=library_id, img=img, spatial_key=spatial_key)
+    values = table.obs[column].to_numpy(dtype=float, na_value=np.nan)
+    columns = [] if truth is None else [read_labels(table, name).to_numpy() for name in (truth, key)]
+
+    axes = maps.panels(ax, 1 if truth is None else 2, margin=0.8)
+    for section, (panel, *chart) in maps.with_panels(axes):
+        shown = values[section.rows]
+        mappable = draw_spots(panel, section, shown, cmap=colormaps["viridis"], norm=Normalize(0, 1))
+        panel.set_title(section.caption("confidence"), fontsize="medium")
+        if chart:
+            _draw_distributions(chart[0], shown, *(labels[section.rows] for labels in columns))
+            # without a label, whose room the chart needs; the title names the quantity
+            add_color_bar(panel, mappable)
+    if truth is None:
+        # one scale for all, beside the first row
+        add_color_bar(axes[min(len(axes), MAX_COLUMNS) - 1], mappable, "confidence")
+    return finish(one_or_all(axes), show=show)
+
+
+def _draw_distributions(ax: Axes, values: np.ndarray, truth: np.ndarray, answer: np.ndarray) -> None:
+    compared = ~(pd.isna(truth) | pd.isna(answer) | np.isnan(values))
+    for name, color, spots in (
+        ("right", BLUE, compared & (truth == answer)),
+        ("wrong", RED, compared & (truth != answer)),
+    ):
+        n = int(spots.sum())
+        style: dict[str, Any] = {"histtype": "stepfilled", "facecolor": (color, 0.35), "edgecolor": color}
+        ax.hist(
+            values[spots],
+            bins=np.linspace(0, 1, 26).tolist(),
+            weights=np.full(n, 1 / max(n, 1)),
+            label=f"{name} ({n:,} spots)",
+            linewidth=1.2,
+            **style,
+        )
+    ax.yaxis.set_major_formatter(percent)
+    ax.set(xlabel="confidence", ylabel="share of spots", xlim=(0, 1))
+    open_frame(ax)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False, fontsize="small")
 
 
 def reliability(
@@ -40,36 +141,37 @@ def reliability(
     show: bool | None = None,
     table_key: str | None = None,
 ) -> Axes | list[Axes] | None:
-    """Draw whether probabilities and label sets can be taken at their word, over all annotated spots of some sections.
+    """Plot a reliability diagram of the probabilities and the coverage of label sets, over all annotated spots.
 
-    The accuracy of spots of like confidence (points, of an area that grows with their number) lies on the diagonal if
-    the confidence is honest; bars show how many spots are how sure. If label sets were written, the second panel shows
-    how large they are and how many of each size hold the annotated domain.
+    The accuracy of spots of similar confidence (points, whose area grows with the number of spots) lies on the diagonal
+    for a calibrated model. Bars are the share of spots in each bin of confidence. If there are label sets, the second
+    panel shows their sizes, and how many sets of each size hold the annotated domain.
 
     Parameters
     ----------
     adata
-        Spots of one or several sections. They hold the results of :func:`strecur.tl.trm_domains`.
+        Spots of one or several sections; with the results of :func:`strecur.tl.trm_domains`.
     key
-        The ``key_added`` of that call. ``obsm[f"{key}_proba"]`` is drawn, and ``obsm[f"{key}_set"]`` if it is there.
+        The ``key_added`` of that call. ``obsm[f"{key}_proba"]`` is plotted, and ``obsm[f"{key}_set"]`` if it exists.
     truth
         Column of ``obs`` with annotated domains.
     library_key
-        Column of ``obs`` that tells sections apart; by default the one the prediction was made with.
+        Column of ``obs`` with the section of each spot. If ``None`` (default), the one of the prediction, else the one
+        given to :func:`strecur.pp.to_grid`.
     library_id
-        Section or sections to take; by default all.
+        Section or sections to use. If ``None`` (default), all.
     n_bins
-        Bins of confidence, of equal width.
+        Number of bins of confidence, of equal width.
     ax
-        Axes to draw on: confidence and, if there are label sets, these; by default a new figure is made.
+        Axes to plot on: confidence and, if there are any, label sets. If ``None`` (default), a new figure.
     show
-        ``True`` shows the figure and returns nothing.
+        If ``True``, show the figure and return ``None``.
     table_key
         Table to use if ``adata`` is a SpatialData with several.
 
     Returns
     -------
-    The axes, a list if there are two; ``None`` with ``show=True``.
+    The axes, as a list if there are two; ``None`` with ``show=True``.
 
     Raises
     ------
@@ -83,31 +185,28 @@ def reliability(
     >>> import strecur as st
     >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
-    >>> st.tl.trm_domains(adata, model, library_key="section", progress=False)
+    >>> model = st.tl.train_domains(adata, "domain", library_key="section", training={"max_epochs": 1})
+    >>> st.tl.trm_domains(adata, model, library_key="section")
     >>> ax = st.pl.reliability(adata, truth="domain")
     """
     check_whole("n_bins", n_bins)
-    table = open_table(adata, table_key=table_key, read_only=True)
-    require(table.obsm, f"{key}_proba", where="obsm", hint=made_by(key))
-    require(table.uns, key, where="uns", hint=made_by(key))
-    sections, wanted = choose_sections(table, key, library_key=library_key, library_id=library_id)
+    table = open_result(adata, key, table_key=table_key, obsm=[f"{key}_proba"], uns=[key])
+    chosen = choose_sections(table, key, library_key=library_key, library_id=library_id)
     truths = read_labels(table, truth)
-    rows = np.concatenate([sections.rows(name) for name in wanted])
+    rows = np.concatenate([*chosen.rows.values()])
     rows = rows[truths.notna().to_numpy()[rows]]
     if not len(rows):
-        msg = f"no spot of the sections {list(wanted)} is annotated in adata.obs[{truth!r}]"
+        msg = f"no spot of the sections {chosen.names} is annotated in adata.obs[{truth!r}]"
         raise ValueError(msg)
-    labels = [str(name) for name in table.uns[key].get("categories", read_categories(table.obs[key]))]
-    right = truths.to_numpy()[rows][:, None] == np.array(labels, dtype=object)
+    right = truths.to_numpy()[rows][:, None] == np.array(read_answer_labels(table, key), dtype=object)
     proba = np.asarray(table.obsm[f"{key}_proba"])[rows]
     sets = np.asarray(table.obsm[f"{key}_set"])[rows] if f"{key}_set" in table.obsm else None
     n_panels = 1 if sets is None else 2
-    axes = panel_axes([0.9] * n_panels, n_panels) if ax is None else given_axes(ax, n_panels, "confidence, label sets")
+    axes = make_panels(ax, [0.9] * n_panels, n_panels, contents="confidence, label sets")
     _draw_reliability(axes[0], proba, right, n_bins)
     if sets is not None:
         _draw_sets(axes[1], sets, right, table.uns[key].get("params", {}).get("coverage"))
-    return finish(axes, show=show)
+    return finish(one_or_all(axes), show=show)
 
 
 def _draw_reliability(ax: Axes, proba: np.ndarray, right: np.ndarray, n_bins: int) -> None:
@@ -119,12 +218,12 @@ def _draw_reliability(ax: Axes, proba: np.ndarray, right: np.ndarray, n_bins: in
     ax.bar((bins.index + 0.5) / n_bins, share, width=1 / n_bins, color="0.88", label="share of spots")
     ax.plot([0, 1], [0, 1], color="0.5", linestyle=":", linewidth=1)
     means, accuracies = bins["confidence"]["mean"], bins["correct"]["mean"]
-    ax.plot(means, accuracies, color=POINT, linewidth=1)
-    ax.scatter(means, accuracies, s=10 + 150 * share, color=POINT, zorder=3, label="accuracy")
+    ax.plot(means, accuracies, color=BLUE, linewidth=1)
+    ax.scatter(means, accuracies, s=10 + 150 * share, color=BLUE, zorder=3, label="accuracy")
     error = (share * (accuracies - means).abs()).sum()
     ax.set_title(f"calibration error {error:.3f}", fontsize="medium")
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-    ax.spines[["top", "right"]].set_visible(False)
+    open_frame(ax)
     ax.legend(frameon=False, loc="upper left", fontsize="small")
 
 
@@ -132,8 +231,8 @@ def _draw_sets(ax: Axes, sets: np.ndarray, right: np.ndarray, coverage: float | 
     covered = (sets & right).any(axis=1)
     by_size = pd.Series(covered).groupby(sets.sum(axis=1)).agg(["sum", "size"]) / len(sets)
     hit, all_spots = by_size["sum"], by_size["size"]
-    ax.bar(by_size.index, hit, color=POINT, label="annotated domain in the set")
-    ax.bar(by_size.index, all_spots - hit, bottom=hit, color=WANTED, label="not in the set")
+    ax.bar(by_size.index, hit, color=BLUE, label="annotated domain in the set")
+    ax.bar(by_size.index, all_spots - hit, bottom=hit, color=RED, label="not in the set")
     wanted = "" if coverage is None else f" ({coverage:.0%} wanted)"
     ax.set_title(f"{covered.mean():.1%} covered{wanted}", fontsize="medium")
     ax.set_xlabel(f"domains in the set ({sets.sum(axis=1).mean():.1f} on average)")
@@ -141,155 +240,5 @@ def _draw_sets(ax: Axes, sets: np.ndarray, right: np.ndarray, coverage: float | 
     ax.set_xlim(0.4, sets.shape[1] + 0.6)
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.spines[["top", "right"]].set_visible(False)
+    open_frame(ax)
     ax.legend(frameon=False, loc="upper right", fontsize="small")
-
-
-def halt_summary(
-    adata: AnnData | SpatialData,
-    key: str = "trm_domains",
-    *,
-    score: str = "mean_confidence",
-    truth: str | None = None,
-    color: str | None = None,
-    split: str | None = None,
-    library_key: str | None = None,
-    library_id: str | Sequence[str] | None = None,
-    ax: Sequence[Axes] | None = None,
-    show: bool | None = None,
-    table_key: str | None = None,
-) -> list[Axes] | None:
-    """Draw when sections halt, and whether those that think longer do better or worse (TRM paper, Figs. 4, 11 and 12).
-
-    The number of sections by halt step, and a score of each section against its halt step, with their rank correlation.
-
-    Parameters
-    ----------
-    adata
-        Spots of one or several sections. They hold the results of :func:`strecur.tl.trm_domains`.
-    key
-        The ``key_added`` of that call. ``uns[key]["sections"]`` is drawn.
-    score
-        Column of ``uns[key]["sections"]``; or ``"ari"``, ``"accuracy"`` or ``"macro_f1"`` of the prediction against
-        ``truth``.
-    truth
-        Column of ``obs`` with annotated domains.
-    color
-        Column of ``obs`` that is constant in each section, such as its patient, to colour sections by.
-    split
-        Column of ``obs`` that is constant in each section, such as ``"training"`` or ``"test"``, to mark sections by.
-    library_key
-        Column of ``obs`` that tells sections apart; by default the one the prediction was made with.
-    library_id
-        Section or sections to draw; by default all.
-    ax
-        Axes to draw on: halt steps, score; by default a new figure is made.
-    show
-        ``True`` shows the figure and returns nothing.
-    table_key
-        Table to use if ``adata`` is a SpatialData with several.
-
-    Returns
-    -------
-    The axes: halt steps, score; ``None`` with ``show=True``.
-
-    Raises
-    ------
-    KeyError
-        If a result, a column or a section is missing.
-    ValueError
-        If a column is not constant in each section, the model cannot halt, or ``ax`` does not hold two axes.
-
-    Examples
-    --------
-    >>> import strecur as st
-    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
-    >>> st.pp.to_grid(adata, library_key="section")
-    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
-    >>> st.tl.trm_domains(adata, model, library_key="section", progress=False)
-    >>> axes = st.pl.halt_summary(adata, score="ari", truth="domain")
-    """
-    table = open_table(adata, table_key=table_key, read_only=True)
-    require(table.uns, key, where="uns", hint=made_by(key))
-    sections, wanted = choose_sections(table, key, library_key=library_key, library_id=library_id)
-    record = table.uns[key]["sections"].rename(index=str)
-    require(record, "halt_step", where=f"uns[{key!r}]['sections']", hint=made_by(key))
-    halted = record["halt_step"].reindex(wanted).astype(float)
-    if halted.isna().all():
-        msg = f"no halt step in adata.uns[{key!r}]['sections']; the model was trained without halting"
-        raise ValueError(msg)
-    if score in FROM_TRUTH and score not in record:
-        values = _scores(table, key, sections, list(wanted), truth, score)
-    else:
-        require(record, score, where=f"uns[{key!r}]['sections']", hint=f"{list(FROM_TRUTH)} need truth=...")
-        values = record[score].reindex(wanted).astype(float)
-    groups = _by_section(table, sections, list(wanted), color)
-    marks = _by_section(table, sections, list(wanted), split)
-    colors = {"": POINT} if color is None else category_colors(table, color, sorted(groups.unique()))
-
-    legend = [*colors, *(marks.unique() if split else [])] if color or split else []
-    axes = panel_axes([0.85, 0.85], 2, legend=legend) if ax is None else given_axes(ax, 2, "halt steps, score")
-    _draw_halt_histogram(axes[0], halted, groups, colors)
-    _draw_halt_scores(axes[1], halted, values, groups, marks, colors)
-    axes[1].set_ylabel({"ari": "ARI", "macro_f1": "macro F1"}.get(score, score.replace("_", " ")))
-    if color:
-        add_legend(axes, colors, unlabelled=False, own_figure=ax is None)
-    return finish(axes, show=show)
-
-
-def _scores(
-    table: AnnData, key: str, sections: Sections, names: Sequence[str], truth: str | None, score: str
-) -> pd.Series:
-    from strecur.metrics import domain_scores
-
-    if truth is None:
-        msg = f"score={score!r} compares with an annotation; name its column of obs with truth=..."
-        raise ValueError(msg)
-    require(table.obs, key, where="obs", hint=made_by(key))
-    truths, answers = read_labels(table, truth).to_numpy(), read_labels(table, key).to_numpy()
-    rows = {name: sections.rows(name) for name in names}
-    return pd.Series({name: domain_scores(truths[r], answers[r])[score] for name, r in rows.items()})
-
-
-def _by_section(table: AnnData, sections: Sections, names: Sequence[str], column: str | None) -> pd.Series:
-    """Return what a column says of each section; "" without a column."""
-    if column is None:
-        return pd.Series("", index=names)
-    require(table.obs, column, where="obs", hint="name a column that is constant in each section")
-    found = {name: table.obs[column].iloc[sections.rows(name)].astype(str).unique() for name in names}
-    several = [name for name, values in found.items() if len(values) > 1]
-    if several:
-        msg = f"adata.obs[{column!r}] differs within the sections {several}; it must be constant in each section"
-        raise ValueError(msg)
-    return pd.Series({name: values[0] for name, values in found.items()})
-
-
-def _draw_halt_histogram(ax: Axes, halted: pd.Series, groups: pd.Series, colors: dict[str, str]) -> None:
-    steps = np.arange(1, int(halted.max()) + 1)
-    below = np.zeros(len(steps))
-    for group, color in colors.items():
-        count = np.array([np.sum(halted[groups == group] == step) for step in steps])
-        ax.bar(steps, count, bottom=below, width=0.85, color=color)
-        below += count
-    ax.set(xlabel="halt step", ylabel="sections", xlim=(0.4, steps[-1] + 0.6))
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-    ax.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_halt_scores(
-    ax: Axes, halted: pd.Series, values: pd.Series, groups: pd.Series, marks: pd.Series, colors: dict[str, str]
-) -> None:
-    for i, mark in enumerate(sorted(marks.unique())):
-        chosen = marks.index[marks == mark]
-        style = {"marker": MARKERS[i % len(MARKERS)], "edgecolors": "white", "linewidths": 0.5, "s": 45}
-        ax.scatter(halted[chosen], values[chosen], c=[colors[group] for group in groups[chosen]], **style)
-        # the colours of a kind of section differ
-        ax.scatter([], [], color="0.4", label=mark, **style)
-    if marks.any():
-        ax.legend(frameon=False, fontsize="small")
-    if halted.nunique() > 1 and values.nunique() > 1:
-        ax.set_title(f"rank correlation {halted.corr(values, method='spearman'):.2f}", fontsize="medium")
-    ax.set(xlabel="halt step", xlim=(0.4, halted.max() + 0.6))
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-    ax.spines[["top", "right"]].set_visible(False)

@@ -1,19 +1,22 @@
-"""Prepare sections: lattice, patches, expression."""
+"""Prepare sections: lattice, H&E patches, gene panels."""
 
 from __future__ import annotations
 
-from strecur.pp._encoders import Encoder
-from strecur.pp._grid import to_grid
-from strecur.pp._panels import high_mean_high_variance_genes
-from strecur.pp._patches import embed_patches
-from strecur.pp._stain import fit_stain_reference
-from strecur.pp._tiles import tile_image
+from strecur.pp.grid.to_grid import to_grid
+from strecur.pp.image.encoders import Encoder, load_encoder
+from strecur.pp.image.options import Patches
+from strecur.pp.image.patches import embed_patches
+from strecur.pp.image.stain import fit_stain_reference
+from strecur.pp.image.tiles import tile_image
+from strecur.pp.panels import high_mean_high_variance_genes
 
 __all__ = [
     "Encoder",
+    "Patches",
     "embed_patches",
     "fit_stain_reference",
     "high_mean_high_variance_genes",
+    "load_encoder",
     "tile_image",
     "to_grid",
 ]

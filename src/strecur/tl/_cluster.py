@@ -9,6 +9,7 @@ import pandas as pd
 from strecur._anndata import (
     check_free,
     check_key,
+    find_library_key,
     open_table,
     read_array,
     read_representation,
@@ -49,28 +50,29 @@ def cluster_latent(
     copy: bool = False,
     table_key: str | None = None,
 ) -> AnnData | None:
-    """Group the spots of sections by their latent, for tissues whose domains the model was not taught.
+    """Cluster the spots of sections by their latent, for tissues with domains the model was not trained on.
 
-    The latent of each spot is scaled to length one. All sections are clustered together, so that a cluster means the
-    same in each of them.
+    The latent of each spot is scaled to length one. All sections are clustered together, so a cluster means the same in
+    each of them.
 
     Parameters
     ----------
     adata
-        Spots of one or several sections. They need the latent from :func:`trm_domains`, or another representation.
+        Spots of one or several sections; with the latent from :func:`trm_domains`, or another representation.
     n_domains
-        Number of clusters, at least 2; not given: the number from 2 to 10 with the most stable clusters. For each, five
-        random subsamples of 80% of the spots are clustered and all spots assigned to the clusters of each; the mean
-        adjusted Rand index between these assignments is the stability. Among numbers within .01 of the best the
-        largest is taken.
+        Number of clusters, at least 2. If ``None`` (default), the number from 2 to 10 with the most stable clusters:
+        for each, five random subsamples of 80 % of the spots are clustered and all spots assigned to the clusters of
+        each; the mean adjusted Rand index between these assignments is the stability. Among numbers within .01 of the
+        best, the largest is taken.
     use_rep
         Representation in ``obsm`` to cluster.
     spatial_weight
         Append the coordinates of the spots, centred in each section and scaled to a root mean square distance of
-        this from its centre; the latents have length one. 0 leaves them out. It favours compact domains, and across
-        sections it supposes that these lie alike.
+        this from its centre; the latents have length one. 0 leaves them out. This favours compact domains, and assumes
+        that domains have similar positions in all sections.
     library_key
-        Column of ``obs`` that tells sections apart.
+        Column of ``obs`` with the section of each spot. If ``None`` (default), the one given to
+        :func:`strecur.pp.to_grid`.
     spatial_key
         Key of ``obsm`` with the coordinates (x, y) of the spots.
     method
@@ -109,9 +111,9 @@ def cluster_latent(
     >>> import strecur as st
     >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
-    >>> st.tl.trm_domains(adata, model, library_key="section", progress=False)
-    >>> st.tl.cluster_latent(adata, 3, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", training={"max_epochs": 1})
+    >>> st.tl.trm_domains(adata, model)
+    >>> st.tl.cluster_latent(adata, 3)
     >>> adata.obs["latent_domains"].cat.categories.to_list()
     ['0', '1', '2']
     """
@@ -150,7 +152,7 @@ def cluster_latent(
 
 
 def choose_candidates(n_domains: int | None, n_spots: int) -> Sequence[int]:
-    """Numbers of clusters to try."""
+    """Return the numbers of clusters to try."""
     if n_domains is not None:
         check_whole("n_domains", n_domains, least=2)
     candidates = CANDIDATES if n_domains is None else [n_domains]
@@ -161,15 +163,15 @@ def choose_candidates(n_domains: int | None, n_spots: int) -> Sequence[int]:
 
 
 def unit_length(values: np.ndarray) -> np.ndarray:
-    """Scale each row to length one; a row of zeros stays."""
+    """Scale each row to length one; a row of zeros does not change."""
     length = np.linalg.norm(values, axis=1, keepdims=True)
     return values / np.where(length > 0, length, 1.0)
 
 
 def read_places(table: AnnData, library_key: str | None, spatial_key: str) -> np.ndarray:
-    """Coordinates centred in each section and scaled to a root mean square distance of one from its centre."""
+    """Return coordinates centred in each section and scaled to a root mean square distance of one from its centre."""
     require(table.obsm, spatial_key, where="obsm", hint="spatial_key names the coordinates (x, y) of the spots")
-    sections = read_sections(table, library_key)
+    sections = read_sections(table, find_library_key(table, library_key))
     xy = read_array(table, spatial_key)
     if xy.ndim != 2 or xy.shape[1] < 2 or not np.isfinite(xy).all():
         msg = f"adata.obsm[{spatial_key!r}] is not finite coordinates of all spots, spots × 2; leave out spatial_weight"
@@ -185,7 +187,7 @@ def read_places(table: AnnData, library_key: str | None, spatial_key: str) -> np
 
 
 def make_clusterer(n_domains: int, method: str, rng: int) -> KMeans | GaussianMixture:
-    """Return what clusters."""
+    """Return the clustering method."""
     if method == "kmeans":
         from sklearn.cluster import KMeans
 
@@ -196,7 +198,7 @@ def make_clusterer(n_domains: int, method: str, rng: int) -> KMeans | GaussianMi
 
 
 def measure_stability(features: np.ndarray, n_domains: int, method: str, rng: int) -> float:
-    """Mean adjusted Rand index between clusterings of random subsamples, over all spots."""
+    """Return the mean adjusted Rand index between clusterings of random subsamples, over all spots."""
     from sklearn.metrics import adjusted_rand_score
 
     draw = np.random.default_rng(rng)
@@ -209,7 +211,7 @@ def measure_stability(features: np.ndarray, n_domains: int, method: str, rng: in
 
 
 def most_stable(candidates: Sequence[int], stability: Sequence[float]) -> int:
-    """Take the largest number of clusters that is practically as stable as the best."""
+    """Return the largest number of clusters that is practically as stable as the best."""
     return max(n for n, value in zip(candidates, stability, strict=True) if value >= max(stability) - EQUALLY_STABLE)
 
 

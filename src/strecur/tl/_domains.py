@@ -1,27 +1,126 @@
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from strecur._anndata import check_free, check_key, open_table, read_grid, read_sections, write
-from strecur._settings import settings
-from strecur.engine import combine
-from strecur.engine.restarts import SELECTIONS, agreement, most_converged, pairwise_disagreement
+from strecur._anndata import check_free, check_key, find_library_key, open_table, read_section_data, write
+from strecur._arguments import check_number, check_probability, check_whole, filled
 from strecur.models import DomainModel
-from strecur.models._calibration import label_sets, temper
-from strecur.tl._apply import hardware
-from strecur.tl._checks import check_calibration, check_inference, check_selection, require_model
-from strecur.tl._labels import UNLABELLED, settling_steps
-from strecur.tl._plan import plan_inference
-from strecur.tl._reasoning import describe_sections, means_by_section, residual_table
-from strecur.tl._sections import join, make_sections
+from strecur.models.calibration import label_sets, temper
+from strecur.models.domain_task import UNLABELLED, DomainTask
+from strecur.models.fitting import Request, fit_model
+from strecur.models.plan import plan_inference
+from strecur.models.sections import engine_sections
+from strecur.options import Features, Inference, Training, as_options
+from strecur.tl._inputs import recorded, require_model
+from strecur.tl._reasoning import describe_answers, residual_table, settling_steps
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from strecur._anndata import SectionData
+    from strecur.engine import Answer
+    from strecur.models.network import Architecture
+    from strecur.nn import BackboneConfig
+    from strecur.presets import Preset
+
+
+def train_domains(
+    adata: AnnData | SpatialData,
+    label_key: str,
+    *,
+    library_key: str | None = None,
+    use_rep: str | None = None,
+    architecture: Literal["trm", "universal", "feedforward", "hist"] | Architecture | Preset = "trm",
+    backbone: Literal["windowed", "dense", "hierarchical", "hist"] | BackboneConfig = "windowed",
+    halting: Literal["auto", "loss_proxy", "weighted_bce", "random_k"] | None = "auto",
+    features: Features | Mapping[str, Any] | None = None,
+    training: Training | Mapping[str, Any] | None = None,
+    rng: int = 0,
+    table_key: str | None = None,
+) -> DomainModel:
+    """Train a model of tissue domains on annotated sections.
+
+    Genes, principal components, the network and, on the same features, a logistic regression as linear baseline are
+    fitted on the annotated sections alone. ``adata`` is not changed.
+
+    Parameters
+    ----------
+    adata
+        Spots of one or several sections; with ``obsm["grid"]`` from :func:`strecur.pp.to_grid` and raw counts. Sections
+        without any label are left out.
+    label_key
+        Column of ``obs`` with the annotated domains. Spots without one are seen as context and not learned from.
+    library_key
+        Column of ``obs`` with the section of each spot. If ``None`` (default), the one given to
+        :func:`strecur.pp.to_grid`.
+    use_rep
+        Representation in ``obsm`` to use instead of principal components of expression.
+    architecture
+        How the backbone is iterated: a tiny recursive model, a universal transformer, or once; ``"hist"`` for the whole
+        system of HiST (:func:`strecur.presets.hist`); or a configuration of ``strecur.nn`` or a preset.
+    backbone
+        Network that is iterated: attention within windows (cost linear in the number of spots), over whole sections (as
+        in the spatial TRM), or within windows of a hierarchy of lattices (linear too); or a configuration of
+        ``strecur.nn``.
+    halting
+        Recipe that teaches the network when to stop, on spots held out at every step (``"loss_proxy"``: their
+        cross-entropy; ``"weighted_bce"``: the same, balanced over domains) or at random steps (``"random_k"``).
+        ``"auto"`` (default) is ``"loss_proxy"``, and none for presets; ``None`` for none.
+    features
+        Options of the features: a :class:`strecur.Features` or a mapping.
+    training
+        Options of the training: a :class:`strecur.Training` or a mapping.
+    rng
+        Seed; the same seed gives the same model on the same CPU.
+    table_key
+        Table to use if ``adata`` is a SpatialData with several.
+
+    Returns
+    -------
+    The fitted :class:`~strecur.models.DomainModel`.
+
+    Raises
+    ------
+    KeyError
+        If a key does not exist; the message lists those that do.
+    OSError
+        If the folder of the checkpoint cannot be written.
+    ValueError
+        If there are fewer than two domains, ``X`` holds no counts where counts are needed, a section does not fit into
+        memory, or the folder holds the checkpoint of another training.
+
+    Notes
+    -----
+    The recursion is that of the spatial Tiny Recursive Model :cite:p:`spatialtrm`: an optimizer step after every outer
+    step, with the state carried over without gradient. With fewer than 1,200 annotated spots the network starts from
+    the logistic regression and learns to correct it. Devices, precision and the progress bar are
+    :data:`strecur.settings`.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", training={"max_epochs": 1})
+    >>> model.labels
+    ['L1', 'L2', 'L3']
+    """
+    request = Request(
+        architecture,
+        backbone,
+        halting,
+        as_options(Features, "features", features),
+        as_options(Training, "training", training),
+    )
+    check_whole("rng", rng, least=0)
+    data = read_section_data(open_table(adata, table_key=table_key), library_key)
+    return fit_model(DomainTask(label_key, use_rep), data, request, rng=rng)
 
 
 def trm_domains(
@@ -29,64 +128,37 @@ def trm_domains(
     model: DomainModel,
     *,
     library_key: str | None = None,
-    depth: int | None = None,
-    breadth: int = 1,
-    selection: Literal["converged", "vote", "mean"] = "converged",
-    noise: float = 0.0,
-    symmetric: bool = True,
-    stop_early: bool = False,
-    halt_threshold: float | None = None,
+    inference: Inference | Mapping[str, Any] | None = None,
     coverage: float | None = None,
     abstain: float = 0.0,
     rng: int = 0,
     key_added: str = "trm_domains",
-    accelerator: str | None = None,
-    precision: str | None = None,
-    progress: bool | None = None,
     copy: bool = False,
     table_key: str | None = None,
 ) -> AnnData | None:
-    """Label every spot of new sections, with nothing fitted on them.
+    """Label the domains of every spot of new sections; nothing is fitted on them.
 
     Parameters
     ----------
     adata
-        Spots of one or several sections; ``obsm["grid"]`` comes from :func:`strecur.pp.to_grid`. They have the genes
-        (or the representation) the model was trained on; genes are matched by name.
+        Spots of one or several sections; with ``obsm["grid"]`` from :func:`strecur.pp.to_grid` and the genes (or the
+        representation) the model was trained on. Genes are matched by name.
     model
         From :func:`train_domains` or :func:`strecur.load_model`.
     library_key
-        Column of ``obs`` that tells sections apart.
-    depth
-        Outer steps to think for; not given: as many as in training.
-    breadth
-        Independent restarts from random starting points, whose agreement tells how firm the answer is.
-    selection
-        How restarts become one answer: the best ``"converged"`` one, a ``"vote"`` for every spot, or the ``"mean"``.
-    noise
-        Standard deviation of the noise added to every update of the states.
-    symmetric
-        Average the answers over the views of the lattice that look alike (flips; on square lattices also turns).
-    stop_early
-        Stop a section at its halt step instead of running all steps.
-    halt_threshold
-        Probability above which a section has halted, in (0, 1); not given: that of the model, from
-        :func:`calibrate_halting` or its recipe.
+        Column of ``obs`` with the section of each spot. If ``None`` (default), the one given to
+        :func:`strecur.pp.to_grid`.
+    inference
+        Depth, breadth and other options of the prediction: a :class:`strecur.Inference` or a mapping.
     coverage
-        Also write, for every spot, a set of domains that holds the true one with this probability, in (0, 1). The model
-        must have been calibrated, by :func:`calibrate` or on its validation sections.
+        Also write, for every spot, a set of domains that contains the true one with this probability, between 0 and 1.
+        The model must be calibrated, by :func:`calibrate` or on its validation sections.
     abstain
-        Confidence below which a spot gets no domain, in [0, 1).
+        Confidence below which a spot gets no domain, at least 0 and below 1.
     rng
         Seed; the same seed gives the same restarts, whatever other sections are there.
     key_added
         Name of the results.
-    accelerator
-        Device family as in Lightning (``"cpu"``, ``"cuda"``, …); not given: ``settings.accelerator``.
-    precision
-        Precision as in Lightning; not given: bf16 where the device is faster with it.
-    progress
-        Show a progress bar; not given: ``settings.progress``.
     copy
         Return a changed copy instead of changing ``adata``.
     table_key
@@ -128,106 +200,102 @@ def trm_domains(
     KeyError
         If the lattice or the representation is missing.
     ValueError
-        If fewer than half of the model's genes are found, the representation has another width, or ``coverage`` is
-        wanted of a model that was not calibrated.
+        If fewer than half of the model's genes are found, the representation has another width, an option does not fit
+        the model, or ``coverage`` is given for a model that is not calibrated.
 
     Examples
     --------
     >>> import strecur as st
     >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> model = st.tl.train_domains(adata, "domain", library_key="section", max_epochs=1, progress=False)
-    >>> st.tl.trm_domains(adata, model, library_key="section", progress=False)
+    >>> model = st.tl.train_domains(adata, "domain", training={"max_epochs": 1})
+    >>> st.tl.trm_domains(adata, model, inference={"depth": 4})
     >>> adata.obs["trm_domains"].cat.categories.to_list()
     ['L1', 'L2', 'L3']
     """
     check_key(key_added)
     require_model(model, DomainModel)
-    check_inference(
-        model.architecture,
-        model.halting,
-        depth=depth,
-        breadth=breadth,
-        noise=noise,
-        halt_threshold=halt_threshold,
-        stop_early=stop_early,
-        rng=rng,
-    )
-    check_selection(selection, SELECTIONS)
-    check_calibration(model, coverage=coverage, abstain=abstain)
+    options = as_options(Inference, "inference", inference)
+    check_whole("rng", rng, least=0)
+    check_calibration(model, coverage, abstain)
     table = open_table(adata, table_key=table_key, copy=copy)
     check_free(table, key_added, default="trm_domains")
-    sections = read_sections(table, library_key)
-    grid = read_grid(table, sections)
-    inference, threshold = plan_inference(
-        model,
-        sections,
-        grid.layout,
-        depth=depth,
-        breadth=breadth,
-        noise=noise,
-        symmetric=symmetric,
-        stop_early=stop_early,
-        halt_threshold=halt_threshold,
-        keep_steps=True,
-        rng=rng,
-        accelerator=accelerator,
-        precision=precision,
+    data = read_section_data(table, library_key)
+    options = plan_inference(model, options, data.sizes(), data.grid.layout)
+    inputs = model.features.inputs(data)
+    sections = engine_sections(data, inputs)
+    answers = model.predict(sections, options, rng=rng)
+
+    params = {**recorded(options), "rng": rng, "library_key": find_library_key(table, library_key)}
+    params |= {"smoothing": model.smoothing, "temperature": model.temperature, "abstain": abstain, "coverage": coverage}
+    proba_DNC = data.join([answer.combined(filled(options.selection)) for answer in answers], axis=1)
+    linear_N = data.join(model.predict_linear(sections)).argmax(axis=1)
+    obs, obsm, by_section = label_spots(model, data, answers, proba_DNC, linear_N, abstain=abstain)
+    by_section.insert(2, "novelty", inputs.novelty)
+    record = {
+        "params": {name: value for name, value in params.items() if value is not None},
+        "categories": model.labels,
+        "model": model.id,
+        "sections": describe_answers(data, answers, options).join(by_section),
+        "residuals": residual_table(answers),
+    }
+    if coverage is not None:
+        obsm["_set"] = label_sets(obsm["_proba"], filled(model.conformal_scores), coverage)
+        obs["_set_size"] = obsm["_set"].sum(axis=1)
+    write(
+        table,
+        obs={f"{key_added}{name}": values for name, values in obs.items()},
+        obsm={f"{key_added}{name}": values for name, values in obsm.items()},
+        uns={key_added: record},
     )
-    values = model.features.representation(table)
-    columns = model.features.columns(values, sections, grid)
-    parts = make_sections(columns, sections, grid, sections.names)
-    restarts = model.predict(
-        parts,
-        inference,
-        **hardware(accelerator, precision),
-        progress=settings.progress if progress is None else progress,
-    )
-    proba_DNC = join(sections, [combine(runs, selection) for runs in restarts], axis=1)
+    return table if copy else None
+
+
+def label_spots(
+    model: DomainModel,
+    data: SectionData,
+    answers: list[Answer],
+    proba_DNC: np.ndarray,
+    linear_N: np.ndarray,
+    *,
+    abstain: float,
+) -> tuple[dict[str, Any], dict[str, np.ndarray], pd.DataFrame]:
+    """Return what is written in ``obs`` and ``obsm``, by suffix of the key, and columns of the table of sections."""
     steps_ND = proba_DNC.argmax(axis=2).T.astype(np.int16)
     proba_NC = temper(proba_DNC[-1], model.temperature)
     label_N, confidence_N = steps_ND[:, -1], proba_NC.max(axis=1)
-    linear_N = join(sections, model.predict_linear(parts), axis=0).argmax(axis=1)
     obs = {
-        key_added: pd.Categorical.from_codes(np.where(confidence_N < abstain, UNLABELLED, label_N), model.labels),
-        f"{key_added}_confidence": confidence_N,
-        f"{key_added}_settling_step": settling_steps(steps_ND),
-        f"{key_added}_linear": pd.Categorical.from_codes(linear_N, model.labels),
+        "": pd.Categorical.from_codes(np.where(confidence_N < abstain, UNLABELLED, label_N), model.labels),
+        "_confidence": confidence_N,
+        "_settling_step": settling_steps(steps_ND),
+        "_linear": pd.Categorical.from_codes(linear_N, model.labels),
     }
-    by_section = describe_sections(sections, restarts, threshold)
-    by_section["mean_confidence"] = means_by_section(sections, confidence_N)
-    by_section["linear_agreement"] = means_by_section(sections, label_N == linear_N)
-    by_section["novelty"] = model.features.novelty(values, sections)
-    if breadth > 1:
-        firm = [agreement(runs, label_N[sections.rows(n)]) for n, runs in zip(sections.names, restarts, strict=True)]
-        obs[f"{key_added}_agreement"] = join(sections, firm, axis=0)
-        by_section["disagreement"] = [pairwise_disagreement(runs) for runs in restarts]
-    latents = [runs[most_converged(runs)].latent_ND for runs in restarts]
-    params = {**asdict(replace(inference, halt_threshold=threshold)), "stop_early": stop_early, "selection": selection}
-    params |= {"smoothing": model.smoothing, "temperature": model.temperature, "abstain": abstain}
-    if library_key is not None:
-        params["library_key"] = library_key
     obsm = {
-        f"{key_added}_proba": proba_NC,
-        f"{key_added}_latent": join(sections, latents, axis=0),
-        f"{key_added}_steps": steps_ND,
+        "_proba": proba_NC,
+        "_latent": data.join([answer.best.latent_ND for answer in answers]),
+        "_steps": steps_ND,
     }
-    if coverage is not None:
-        params["coverage"] = coverage
-        obsm[f"{key_added}_set"] = label_sets(proba_NC, model.conformal_scores, coverage)
-        obs[f"{key_added}_set_size"] = obsm[f"{key_added}_set"].sum(axis=1)
-    write(
-        table,
-        obs=obs,
-        obsm=obsm,
-        uns={
-            key_added: {
-                "params": params,
-                "categories": model.labels,
-                "model": model.id,
-                "sections": by_section,
-                "residuals": residual_table(sections, restarts),
-            }
+    by_section = pd.DataFrame(
+        {
+            "mean_confidence": data.means(confidence_N),
+            "linear_agreement": data.means(label_N == linear_N),
         },
+        index=pd.Index(data.names, name="section"),
     )
-    return table if copy else None
+    if len(answers[0].restarts) > 1:
+        agreement = [answer.agreement(label_N[data.rows(answer.section)]) for answer in answers]
+        obs["_agreement"] = data.join(agreement)
+        by_section["disagreement"] = [answer.disagreement for answer in answers]
+    return obs, obsm, by_section
+
+
+def check_calibration(model: DomainModel, coverage: float | None, abstain: float) -> None:
+    """Raise unless both are shares, and the model is calibrated if label sets are wanted."""
+    if coverage is not None:
+        check_probability("coverage", coverage)
+        if model.conformal_scores is None:
+            msg = "coverage needs a calibrated model; run strecur.tl.calibrate(adata, model, label_key) first"
+            raise ValueError(msg)
+    if not 0 <= check_number("abstain", abstain) < 1:
+        msg = f"abstain={abstain} must be at least 0 and below 1"
+        raise ValueError(msg)

@@ -1,99 +1,191 @@
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from strecur._anndata import check_free, check_key, open_table, read_sections, write
-from strecur._settings import settings
-from strecur.engine import combine
-from strecur.models import ExpressionModel
-from strecur.tl._apply import hardware
-from strecur.tl._checks import check_inference, check_samples, check_selection, check_share, require_model
-from strecur.tl._embedded import input_of, read_embedded
-from strecur.tl._plan import plan_inference
-from strecur.tl._reasoning import describe_sections, residual_table
-from strecur.tl._sections import join, make_sections
+from strecur._anndata import (
+    check_free,
+    check_key,
+    find_library_key,
+    open_table,
+    read_section_data,
+    read_sections,
+    write,
+)
+from strecur._arguments import check_probability, check_whole, filled
+from strecur.models import ExpressionModel, LinearExpressionModel
+from strecur.models.counts import log2_of
+from strecur.models.expression_task import CountTask, ExpressionTask
+from strecur.models.features.representation import EMBED
+from strecur.models.fitting import Request, fit_model
+from strecur.models.plan import plan_inference
+from strecur.models.sections import engine_sections
+from strecur.nn import GenARConfig
+from strecur.options import Features, Inference, Training, as_options
+from strecur.tl._inputs import recorded, require_model
+from strecur.tl._reasoning import describe_answers, residual_table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from strecur.models._targets import ExpressionTarget
+    from strecur._anndata import SectionData
+    from strecur.engine import Section
+    from strecur.models.network import Architecture
+    from strecur.models.targets import ExpressionTarget
+    from strecur.nn import BackboneConfig
+    from strecur.presets import Preset
 
 
-def predict_expression(
+def train_expression(
     adata: AnnData | SpatialData,
-    model: ExpressionModel,
     *,
     library_key: str | None = None,
-    depth: int | None = None,
-    breadth: int = 1,
-    selection: Literal["mean", "converged"] = "mean",
-    noise: float = 0.0,
-    symmetric: bool = True,
-    stop_early: bool = False,
-    halt_threshold: float | None = None,
-    coverage: float | None = None,
-    n_samples: int = 0,
-    temperature: float = 1.0,
+    use_rep: str = "X_patch",
+    genes: int | Sequence[str] = 300,
+    extra_genes: Sequence[str] = (),
+    architecture: Literal["trm", "universal", "feedforward", "genar", "hist", "linear"] | Architecture | Preset = "trm",
+    backbone: Literal["windowed", "dense", "hierarchical", "hist"] | BackboneConfig = "windowed",
+    halting: Literal["auto", "pcc", "rvd", "mse", "gene_pcc", "random_k"] | None = "auto",
+    features: Features | Mapping[str, Any] | None = None,
+    training: Training | Mapping[str, Any] | None = None,
     rng: int = 0,
-    key_added: str = "trm_expression",
-    accelerator: str | None = None,
-    precision: str | None = None,
-    progress: bool | None = None,
-    copy: bool = False,
     table_key: str | None = None,
-) -> AnnData | None:
-    """Predict expression of every spot from its histology, with nothing fitted on the sections predicted.
+) -> LinearExpressionModel:
+    """Train a model that predicts expression from histology, on sections where both were measured.
+
+    Genes, principal components of the embedding, the network and, on the same features, a ridge regression as linear
+    baseline are fitted on the training sections alone. ``adata`` is not changed.
 
     Parameters
     ----------
     adata
-        Spots of one or several sections. They need ``obsm["grid"]`` from :func:`strecur.pp.to_grid` and the embedding
-        the model was trained on, made by :func:`strecur.pp.embed_patches`, but no genes: they may come from
+        Spots of one or several sections; with raw counts, ``obsm["grid"]`` from :func:`strecur.pp.to_grid` and an
+        embedding of their image patches from :func:`strecur.pp.embed_patches`. Spots whose embedding is NaN are left
+        out, and so are sections without any count.
+    library_key
+        Column of ``obs`` with the section of each spot. If ``None`` (default), the one given to
+        :func:`strecur.pp.to_grid`.
+    use_rep
+        Embedding in ``obsm``. If ``obsm[f"{use_rep}_d4"]`` contains it for all rotations and flips of the patches
+        (``views=8``), sections are rotated and flipped with their patches, in training and in prediction.
+    genes
+        Genes to predict: names, or how many to choose by
+        :func:`~strecur.pp.high_mean_high_variance_genes` on the training sections.
+    extra_genes
+        Names that are added to those chosen.
+    architecture
+        How the backbone is iterated: a tiny recursive model, a universal transformer, or once; ``"genar"`` generates
+        raw counts, gene group by gene group from coarse to fine, from the features of a spot
+        (:class:`strecur.nn.GenARConfig` can also let it see the section); ``"hist"`` for the whole system of HiST
+        (:func:`strecur.presets.hist`); ``"linear"`` for the ridge regression alone; or a configuration of
+        ``strecur.nn`` or a preset.
+    backbone
+        Network that is iterated: attention within windows (cost linear in the number of spots), over whole sections (as
+        in the spatial TRM), or within windows of a hierarchy of lattices (linear too); or a configuration of
+        ``strecur.nn``. Not for GenAR on single spots.
+    halting
+        Recipe that teaches the network when to stop: by the correlation, the relative variance distance or the squared
+        error of spots held out at every step, the correlation gene by gene, or at random steps. ``"auto"`` (default)
+        and ``None`` for none.
+    features
+        Options of the features and the target: a :class:`strecur.Features` or a mapping.
+    training
+        Options of the training: a :class:`strecur.Training` or a mapping.
+    rng
+        Seed; the same seed gives the same model on the same CPU.
+    table_key
+        Table to use if ``adata`` is a SpatialData with several.
+
+    Returns
+    -------
+    The fitted :class:`~strecur.models.ExpressionModel`, or :class:`~strecur.models.LinearExpressionModel` with
+    ``architecture="linear"``.
+
+    Raises
+    ------
+    KeyError
+        If a key or a gene does not exist; the message lists those that do.
+    OSError
+        If the folder of the checkpoint cannot be written.
+    ValueError
+        If there are no counts, fewer than two spots with counts and embedding to train on, a section does not fit into
+        memory, or the folder holds the checkpoint of another training.
+
+    Notes
+    -----
+    The recursion is that of the spatial Tiny Recursive Model :cite:p:`spatialtrm`: an optimizer step after every outer
+    step, with the state carried over without gradient. Spots without any count are not learned from, but predicted.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=12, n_cols=12, n_domains=2, image=True)
+    >>> def colour(patches):
+    ...     return patches.mean(axis=(1, 2))
+    >>> st.pp.to_grid(adata, library_key="section")
+    >>> st.pp.embed_patches(adata, encoder=colour, mpp=1.0)
+    >>> model = st.tl.train_expression(adata, genes=5, training={"max_epochs": 1})
+    >>> len(model.genes)
+    5
+    """
+    request = Request(
+        architecture,
+        backbone,
+        halting,
+        as_options(Features, "features", features),
+        as_options(Training, "training", training),
+    )
+    check_whole("rng", rng, least=0)
+    table = open_table(adata, table_key=table_key)
+    if table.n_vars == 0:
+        msg = "the object has no genes; training needs sections with raw counts beside their images"
+        raise ValueError(msg)
+    library_key = find_library_key(table, library_key)
+    is_counts = isinstance(architecture, GenARConfig) or architecture == GenARConfig.name
+    task = (CountTask if is_counts else ExpressionTask)(use_rep, genes, extra_genes, library_key)
+    return fit_model(task, read_section_data(table, library_key, use_rep=use_rep, hint=EMBED), request, rng=rng)
+
+
+def predict_expression(
+    adata: AnnData | SpatialData,
+    model: LinearExpressionModel,
+    *,
+    library_key: str | None = None,
+    inference: Inference | Mapping[str, Any] | None = None,
+    coverage: float | None = None,
+    rng: int = 0,
+    key_added: str = "trm_expression",
+    copy: bool = False,
+    table_key: str | None = None,
+) -> AnnData | None:
+    """Predict the expression of every spot from its histology; nothing is fitted on the sections predicted.
+
+    Parameters
+    ----------
+    adata
+        Spots of one or several sections; with ``obsm["grid"]`` from :func:`strecur.pp.to_grid` and the embedding the
+        model was trained on, from :func:`strecur.pp.embed_patches`. Genes are not needed: the spots may come from
         :func:`strecur.pp.tile_image`.
     model
         From :func:`train_expression` or :func:`strecur.load_model`.
     library_key
-        Column of ``obs`` that tells sections apart.
-    depth
-        Outer steps to think for; not given: as many as in training.
-    breadth
-        Independent restarts from random starting points, whose spread tells how firm the answer is.
-    selection
-        How restarts become one answer: their ``"mean"``, or the best ``"converged"`` one.
-    noise
-        Standard deviation of the noise added to every update of the states.
-    symmetric
-        Average the predictions over the views of the lattice that look alike (flips; on square lattices also turns),
-        each with the features of the patches turned so, if the model was trained on them.
-    stop_early
-        Stop a section at its halt step instead of running all steps.
-    halt_threshold
-        Probability above which a section has halted, in (0, 1); not given: that of the model, from
-        :func:`calibrate_halting` or its recipe.
+        Column of ``obs`` with the section of each spot. If ``None`` (default), the one given to
+        :func:`strecur.pp.to_grid`.
+    inference
+        Depth, breadth and other options of the prediction: a :class:`strecur.Inference` or a mapping.
     coverage
-        Also write, for every spot and gene, half the width of the interval around the prediction that holds the
-        measured value with this probability, in (0, 1). The model must have been calibrated, by
+        Also write, for every spot and gene, half the width of the interval around the prediction that contains the
+        measured value with this probability, between 0 and 1. The model must be calibrated, by
         :func:`calibrate_expression` or on its validation sections.
-    n_samples
-        Of a model of counts: draw them so many times, at least twice, to see how firm they are. The prediction stays
-        as it is.
-    temperature
-        Of the samples; below 1 they are closer to the most probable counts, and vary less.
     rng
         Seed; the same seed gives the same restarts and samples, whatever other sections are there.
     key_added
         Name of the results.
-    accelerator
-        Device family as in Lightning (``"cpu"``, ``"cuda"``, …); not given: ``settings.accelerator``.
-    precision
-        Precision as in Lightning; not given: bf16 where the device is faster with it.
-    progress
-        Show a progress bar; not given: ``settings.progress``.
     copy
         Return a changed copy instead of changing ``adata``.
     table_key
@@ -109,10 +201,10 @@ def predict_expression(
     ``obsm[f"{key}_linear"]``
         The same by the linear baseline; log2(count + 1) beside counts.
     ``obsm[f"{key}_log2"]``
-        Of counts: the mean of log2(count + 1) over the predicted distributions (float32, spots × genes). Where the
-        predicted counts are nearly the same everywhere, it still tells spots apart.
+        For models of counts: the mean of log2(count + 1) over the predicted distributions (float32, spots × genes),
+        which varies even where the predicted counts are almost the same everywhere.
     ``obsm[f"{key}_sample"]``
-        With ``n_samples``: the first of the samples (int32 as the counts). Samples vary as counts do, from gene to
+        With ``n_samples``: the first of the samples (int32 like the counts). Samples vary as counts do, from gene to
         gene and in their totals, but single values are worse predictions.
     ``obsm[f"{key}_spread"]``
         With ``breadth > 1``: standard deviation over the restarts; with ``n_samples``: of log2(count + 1) over the
@@ -123,16 +215,16 @@ def predict_expression(
         ``params``, ``var_names`` (the genes), ``target`` (their scale; with ``target_sum`` and
         ``size_factor_key`` if it is depth-normalised), ``model`` (its id), ``reliability`` (a table of
         how well each gene is predicted; see :class:`~strecur.models.ExpressionModel`) and ``sections`` (a table of
-        n_spots, n_predicted, novelty and, of a network, n_steps, halt_step, halt_probability and residual by section)
-        and, of a network, ``residuals`` (a table of section, restart, step and residual).
+        n_spots, n_predicted, novelty and, for a network, n_steps, halt_step, halt_probability and residual by section)
+        and, for a network, ``residuals`` (a table of section, restart, step and residual).
 
     Raises
     ------
     KeyError
         If the lattice or the embedding is missing.
     ValueError
-        If the embedding is of another encoder or width, an option is out of range or does not fit the model, or
-        ``coverage`` is wanted of a model that was not calibrated.
+        If the embedding is of another encoder or width, an option does not fit the model, or ``coverage`` is given for
+        a model that is not calibrated.
 
     Examples
     --------
@@ -141,128 +233,98 @@ def predict_expression(
     >>> def colour(patches):
     ...     return patches.mean(axis=(1, 2))
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0, progress=False)
-    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, max_epochs=1, progress=False)
-    >>> st.tl.predict_expression(adata, model, library_key="section", progress=False)
+    >>> st.pp.embed_patches(adata, encoder=colour, mpp=1.0)
+    >>> model = st.tl.train_expression(adata, genes=5, training={"max_epochs": 1})
+    >>> st.tl.predict_expression(adata, model)
     >>> adata.obsm["trm_expression"].shape[1]
     5
     """
     check_key(key_added)
-    require_model(model, ExpressionModel)
-    check_inference(
-        model.architecture,
-        model.halting,
-        depth=depth,
-        breadth=breadth,
-        noise=noise,
-        halt_threshold=halt_threshold,
-        stop_early=stop_early,
-        rng=rng,
-    )
-    check_selection(selection, ("mean", "converged"))
-    check_samples(model, n_samples, temperature)
-    if coverage is not None:
-        check_share("coverage", coverage)
-        require_errors(model)
+    require_model(model, ExpressionModel, LinearExpressionModel)
+    options = as_options(Inference, "inference", inference)
+    check_whole("rng", rng, least=0)
+    check_options(model, options, coverage)
     table = open_table(adata, table_key=table_key, copy=copy)
     check_free(table, key_added, default="trm_expression")
-    embedded = read_embedded(table, model.features.source.use_rep, library_key)
-    sections, grid = embedded.sections, embedded.grid
-    columns, views, averaged, novelty = input_of(model.features, embedded)
-    linear_NG = model.baseline.predict(averaged)
-    predicted_NG, by_section = linear_NG, pd.DataFrame(index=pd.Index(sections.names, name="section"))
-    obsm, uns, params = {}, {}, {}
-    if model.network is not None:
-        inference, threshold = plan_inference(
-            model,
-            sections,
-            grid.layout,
-            depth=depth,
-            breadth=breadth,
-            noise=noise,
-            symmetric=symmetric,
-            stop_early=stop_early,
-            halt_threshold=halt_threshold,
-            keep_steps=False,
-            rng=rng,
-            accelerator=accelerator,
-            precision=precision,
-        )
-        parts = make_sections(columns, sections, grid, sections.names, views=views)
-        place = hardware(accelerator, precision)
-        show_bar = settings.progress if progress is None else progress
-        restarts = model.predict(parts, inference, **place, progress=show_bar)
-        predicted_NG = join(sections, [combine(runs, selection)[-1] for runs in restarts], axis=0)
-        by_section = describe_sections(sections, restarts, threshold).drop(columns="n_spots")
-        if breadth > 1:
-            spread = [np.std([run.output_DN[-1] for run in runs], axis=0) for runs in restarts]
-            obsm[f"{key_added}_spread"] = embedded.spread(join(sections, spread, axis=0))
-        if model.target.scale == "counts":
-            log2_NG = join(sections, [run.log2_DN[-1] for (run,) in restarts], axis=0)
-            obsm[f"{key_added}_log2"] = embedded.spread(log2_NG)
-        if n_samples:
-            drawn = model.draw_counts(parts, inference, n_samples, temperature=temperature, **place)
-            spread_NG = join(sections, [draws.spread_NG for draws in drawn], axis=0)
-            first_NG = join(sections, [draws.first_NG for draws in drawn], axis=0)
-            obsm[f"{key_added}_spread"] = embedded.spread(spread_NG)
-            obsm[f"{key_added}_sample"] = whole_numbers(embedded.spread(first_NG), model.target)
-        uns["residuals"] = residual_table(sections, restarts)
-        params = {**asdict(replace(inference, halt_threshold=threshold)), "stop_early": stop_early}
-        params |= {"selection": selection, "n_samples": n_samples, "temperature": temperature}
+    library_key = find_library_key(table, library_key)
+    data = read_section_data(table, library_key, use_rep=model.features.use_rep, hint=EMBED)
+    inputs = model.features.inputs(data)
+    linear_NG = model.baseline.predict(inputs.averaged_NF)
+    found, by_section = {"": linear_NG}, pd.DataFrame(index=pd.Index(data.names, name="section"))
+    record: dict[str, Any] = {}
+    params: dict[str, Any] = {"coverage": coverage, "library_key": library_key}
+    if isinstance(model, ExpressionModel):
+        options = plan_inference(model, options, data.sizes(), data.grid.layout)
+        found, by_section, record = run_network(model, data, engine_sections(data, inputs), options, rng)
+        params |= {**recorded(options), "rng": rng}
     if coverage is not None:
-        params["coverage"] = coverage
-        obsm[f"{key_added}_interval"] = embedded.spread(model.errors.half_width(predicted_NG, coverage))
-    by_section.insert(0, "n_predicted", np.bincount(sections.codes, minlength=len(sections.names)))
-    by_section["novelty"] = novelty
-    if library_key is not None:
-        params["library_key"] = library_key
-    write(
-        table,
-        obsm={
-            key_added: whole_numbers(embedded.spread(predicted_NG), model.target),
-            f"{key_added}_linear": embedded.spread(linear_NG),
-            **obsm,
-        },
-        uns={
-            key_added: {
-                "params": params,
-                "var_names": list(model.genes),
-                "target": model.target.scale,
-                **depth_of(model.target),
-                "model": model.id,
-                "reliability": model.reliability.copy(),
-                "sections": with_all_sections(table, library_key, by_section),
-                **uns,
-            }
-        },
-    )
+        found["_interval"] = filled(model.errors).half_width(found[""], coverage)
+    by_section.insert(0, "n_predicted", list(data.sizes().values()))
+    by_section["novelty"] = inputs.novelty
+    record = {
+        "params": {name: value for name, value in params.items() if value is not None},
+        "var_names": list(model.genes),
+        "target": model.target.scale,
+        **describe_depth(model.target),
+        "model": model.id,
+        "reliability": model.reliability.copy(),
+        "sections": with_all_sections(table, library_key, by_section),
+        **record,
+    }
+    found["_linear"] = linear_NG
+    obsm = {f"{key_added}{name}": as_stored(name, data.spread(v), model.target) for name, v in found.items()}
+    write(table, obsm=obsm, uns={key_added: record})
     return table if copy else None
 
 
-def whole_numbers(predicted_NG: np.ndarray, target: ExpressionTarget) -> np.ndarray:
-    """Store counts as integers, unless there are missing spots, which integers cannot tell."""
-    if target.scale != "counts" or np.isnan(predicted_NG).any():
-        return predicted_NG
-    return predicted_NG.astype(np.int32)
+def run_network(
+    model: ExpressionModel, data: SectionData, sections: list[Section], options: Inference, rng: int
+) -> tuple[dict[str, np.ndarray], pd.DataFrame, dict[str, Any]]:
+    """Return the prediction and what belongs to it by suffix of the key, a table of sections, and further tables."""
+    answers = model.predict(sections, options, rng=rng)
+    found = {"": data.join([answer.combined(filled(options.selection))[-1] for answer in answers])}
+    if options.breadth > 1:
+        lasts = [[run.output_DN[-1] for run in answer.restarts] for answer in answers]
+        found["_spread"] = data.join([np.std(last, axis=0) for last in lasts])
+    if model.predicts_counts:
+        found["_log2"] = data.join([log2_of(run)[-1] for answer in answers for run in answer.restarts])
+    if options.n_samples:
+        drawn = model.draw_counts(sections, options, rng=rng)
+        found["_spread"] = data.join([draws.spread_NG for draws in drawn])
+        found["_sample"] = data.join([draws.first_NG for draws in drawn])
+    by_section = describe_answers(data, answers, options).drop(columns="n_spots")
+    return found, by_section, {"residuals": residual_table(answers)}
 
 
-def depth_of(target: ExpressionTarget) -> dict[str, object]:
-    """What is needed to bring other counts to the scale of a depth-normalised target."""
+def as_stored(name: str, values: np.ndarray, target: ExpressionTarget) -> np.ndarray:
+    """Return counts as integers, unless there are missing spots, which integers cannot represent."""
+    if target.scale != "counts" or name not in {"", "_sample"} or np.isnan(values).any():
+        return values
+    return values.astype(np.int32)
+
+
+def describe_depth(target: ExpressionTarget) -> dict[str, object]:
+    """Return what is needed to bring other counts to the scale of a depth-normalised target."""
     if target.median_size is None:
         return {}
     key = {} if target.size_factor_key is None else {"size_factor_key": target.size_factor_key}
     return {"target_sum": target.median_size, **key}
 
 
-def require_errors(model: ExpressionModel) -> None:
-    """Refuse intervals of a model that does not know its errors."""
-    if model.errors is None:
-        msg = "coverage needs a calibrated model; run strecur.tl.calibrate_expression(adata, model) first"
+def check_options(model: LinearExpressionModel, options: Inference, coverage: float | None) -> None:
+    """Raise if a linear model is to be run in steps, or intervals are wanted of a model that is not calibrated."""
+    if not isinstance(model, ExpressionModel) and options != Inference():
+        msg = "a linear model has no recursion to run; leave out inference, or train a network"
         raise ValueError(msg)
+    if coverage is not None:
+        check_probability("coverage", coverage)
+        if model.errors is None:
+            msg = "coverage needs a calibrated model; run strecur.tl.calibrate_expression(adata, model) first"
+            raise ValueError(msg)
 
 
 def with_all_sections(table: AnnData, library_key: str | None, by_section: pd.DataFrame) -> pd.DataFrame:
-    """Add how many spots there are, and the sections of which no spot was predicted."""
+    """Add the number of spots, and the sections of which no spot was predicted."""
     sections = read_sections(table, library_key)
     by_section = by_section.reindex(pd.Index(sections.names, name="section"))
     by_section["n_predicted"] = by_section["n_predicted"].fillna(0).astype(int)

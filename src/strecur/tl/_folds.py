@@ -1,4 +1,4 @@
-"""What is held out in turn, and what could make the scores look better than they are."""
+"""Groups to hold out, and reasons why their scores may be optimistic."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from strecur._anndata import Sections
 
 MANY = 0.05
-"""Share of spots found in training too that chance does not explain."""
+"""Share of held-out spots also found in training that chance does not explain."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """A group that is held out: its spots, all other spots, and what is to be said about the two.
+    """A group that is held out: its spots, all other spots, and cautions about the split.
 
     ``shared_donor`` is ``pd.NA`` if donors are not known.
     """
@@ -44,7 +44,7 @@ def make_folds(
     donor_key: str | None,
     groups: Sequence[str] | None,
 ) -> list[Fold]:
-    """Hold out group by group; ``known_N`` tells which spots can be learned from and scored."""
+    """Make one fold per group; ``known_N`` marks the spots that can be learned from and scored."""
     names = {name: name for name in sections.names}
     group_of = names if group_key is None else read_by_section(table, group_key, sections)
     donor_key = donor_key or group_key
@@ -76,7 +76,7 @@ def read_by_section(table: AnnData, key: str, sections: Sections) -> dict[str, s
 
 
 def choose_groups(group_of: Mapping[str, str], measured: Sequence[str], groups: Sequence[str] | None) -> list[str]:
-    """Groups to hold out, each of which can be scored and leaves others to learn from."""
+    """Return the groups to hold out, each of which can be scored and leaves others to learn from."""
     present = sorted(set(group_of.values()))
     usable = sorted({group_of[name] for name in measured})
     wanted = present if groups is None else [str(group) for group in np.atleast_1d(np.asarray(groups, dtype=object))]
@@ -103,7 +103,7 @@ def choose_groups(group_of: Mapping[str, str], measured: Sequence[str], groups: 
 def compare_donors(
     donor_of: Mapping[str, str] | None, inside: Sequence[str], outside: Sequence[str]
 ) -> tuple[object, list[str]]:
-    """Whether sections held out and sections learned from share a donor, and how to put it."""
+    """Return whether sections held out and training sections share a donor, with cautions."""
     if donor_of is None:
         return pd.NA, ["donors are not known: name their column with donor_key"]
     shared = sorted({donor_of[name] for name in inside} & {donor_of[name] for name in outside})
@@ -113,7 +113,7 @@ def compare_donors(
 
 
 def check_inputs(table: AnnData, training: Mapping[str, object], use_rep: str | None) -> list[str]:
-    """What was made before the split, and may have seen the sections that are held out."""
+    """Return cautions about inputs made before the split, which may depend on the held-out sections."""
     cautions = []
     if use_rep is not None and "encoder" not in table.uns.get(use_rep, {}):
         cautions.append(f"obsm[{use_rep!r}] was made before the split: no held-out section may have been fitted")
@@ -123,13 +123,13 @@ def check_inputs(table: AnnData, training: Mapping[str, object], use_rep: str | 
 
 
 def read_profiles(table: AnnData, layer: str | None, use_rep: str | None) -> np.ndarray:
-    """One number per spot that is the same for the same values, and as good as never for others; 0 for none."""
+    """Hash each spot to one number: equal for equal values, practically never otherwise; 0 for an empty spot."""
     values = read_representation(table, use_rep) if use_rep is not None else read_matrix(table, layer)
     return np.asarray(values @ np.random.default_rng(0).random(values.shape[1])).ravel()
 
 
 def find_duplicates(profiles_N: np.ndarray, fold: Fold) -> list[str]:
-    """Tell if spots held out are in training as well, as when a section is there twice."""
+    """Return a caution if held-out spots are also in training, as when a section is duplicated."""
     own, counts = np.unique(profiles_N[fold.test], return_counts=True)
     own = own[(counts == 1) & (own != 0)]  # empty spots are alike anyway
     share = np.isin(own, profiles_N[fold.train]).mean() if len(own) else 0.0

@@ -1,4 +1,4 @@
-"""Tables of how a network came to its answer, one row per section or step."""
+"""Tables of the steps by which a network came to its answer."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ import numpy as np
 import pandas as pd
 import torch
 
-from strecur.engine.restarts import most_converged
+from strecur._arguments import filled
 from strecur.nn.halting import halt_steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from strecur._anndata import Sections
-    from strecur.engine import Prediction
+    from strecur._anndata import SectionData
+    from strecur.engine import Answer
+    from strecur.options import Inference
 
-MIN_HALT_STEPS = 2
 
-
-def describe_sections(
-    sections: Sections, restarts: Sequence[Sequence[Prediction]], halt_threshold: float
-) -> pd.DataFrame:
-    """One row per section: size, steps run, halting (NaN for a model without it) and residual of the best restart."""
-    chosen = [runs[most_converged(runs)] for runs in restarts]
+def describe_answers(data: SectionData, answers: Sequence[Answer], inference: Inference) -> pd.DataFrame:
+    """Return size, steps, halting (NaN for a model without it) and residual of the best restart of each section."""
+    chosen = [answer.best for answer in answers]
     halt_DS = np.stack([run.halt_probability_D for run in chosen], axis=1)
-    steps = halt_steps(torch.from_numpy(halt_DS), threshold=halt_threshold, min_steps=MIN_HALT_STEPS).numpy()
+    threshold = filled(inference.halt_threshold)
+    steps = halt_steps(torch.from_numpy(halt_DS), threshold=threshold, min_steps=inference.min_steps).numpy()
     return pd.DataFrame(
         {
-            "n_spots": [len(sections.rows(name)) for name in sections.names],
+            "n_spots": list(data.sizes().values()),
             "n_steps": [run.n_steps for run in chosen],
             "halt_step": np.where(np.isnan(halt_DS[-1]), np.nan, steps),
             "halt_probability": halt_DS[-1],
             "residual": [run.residual for run in chosen],
         },
-        index=pd.Index(sections.names, name="section"),
+        index=pd.Index(data.names, name="section"),
     )
 
 
-def means_by_section(sections: Sections, values_N: np.ndarray) -> list[float]:
-    """Mean over the spots of each section."""
-    return [float(np.mean(values_N[sections.rows(name)])) for name in sections.names]
-
-
-def residual_table(sections: Sections, restarts: Sequence[Sequence[Prediction]]) -> pd.DataFrame:
-    """Residual by section, restart and outer step (from 1)."""
+def residual_table(answers: Sequence[Answer]) -> pd.DataFrame:
+    """Return the residual by section, restart and outer step (from 1)."""
     rows = [
-        {"section": name, "restart": i, "step": d + 1, "residual": float(value)}
-        for name, runs in zip(sections.names, restarts, strict=True)
-        for i, run in enumerate(runs)
+        {"section": answer.section, "restart": i, "step": d + 1, "residual": float(value)}
+        for answer in answers
+        for i, run in enumerate(answer.restarts)
         for d, value in enumerate(run.residual_D)
     ]
     return pd.DataFrame(rows).astype({"section": "category"})
+
+
+def settling_steps(steps_ND: np.ndarray) -> np.ndarray:
+    """Return the first step (from 1) after which a spot's answer equals the last one."""
+    differs = steps_ND != steps_ND[:, -1:]
+    last_change = np.where(differs.any(axis=1), steps_ND.shape[1] - differs[:, ::-1].argmax(axis=1), 0)
+    return (last_change + 1).astype(np.int32)

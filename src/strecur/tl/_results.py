@@ -50,7 +50,7 @@ class Results:
 
     def add(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Add rows, and write the file anew: at any moment one of the two is whole."""
-        new = pd.DataFrame([{**row, "settings": self.settings[row["group"], row["method"]]} for row in rows])
+        new = pd.DataFrame([{**row, "settings": self.settings[str(row["group"]), str(row["method"])]} for row in rows])
         new = new.astype({"shared_donor": TYPES["shared_donor"]})
         self.table = pd.concat([self.table, new], ignore_index=True) if len(self.table) else new
         if self.path is not None:
@@ -61,7 +61,8 @@ class Results:
 
     def select(self, seeds: Sequence[int]) -> pd.DataFrame:
         """Rows of the groups and methods there are settings for, in order."""
-        wanted = [key in self.settings for key in zip(self.table["group"], self.table["method"], strict=True)]
+        keys = list(zip(self.table["group"], self.table["method"], strict=True))
+        wanted = [key in self.settings for key in keys]
         found = self.table[wanted].query("seed in @seeds").drop(columns="settings")
         order = list(dict.fromkeys(method for _, method in self.settings))
         return found.sort_values(
@@ -70,7 +71,7 @@ class Results:
 
 
 def open_results(path: str | Path | None, settings: Mapping[tuple[str, str], str]) -> Results:
-    """Read what there is, and refuse what comes from other data or settings."""
+    """Read the results that exist; raise if they come from other data or settings."""
     path = None if path is None else Path(path)
     if path is None or not path.exists():
         return Results(settings, path, pd.DataFrame())

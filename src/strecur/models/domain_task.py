@@ -1,0 +1,185 @@
+"""Domains as a task: labels, logistic regression, scores."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from strecur import metrics
+from strecur._anndata import read_labels
+from strecur.engine import Augmentation, predict
+from strecur.models.domain import DomainModel, calibrate_domains
+from strecur.models.features.spots import fit_domain_features
+from strecur.models.fitting import Lesson, Task
+from strecur.models.linear import fit_linear_domains
+from strecur.models.network import build_network
+from strecur.models.sections import Split, split_sections
+from strecur.models.smoothing import choose_smoothing, smooth_answers
+from strecur.nn import DomainHead
+from strecur.options import Inference
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lightning_fabric import Fabric
+
+    from strecur._anndata import SectionData
+    from strecur.engine import Section
+    from strecur.models.fitting import Recipe, Request, Trained
+    from strecur.models.network import Architecture
+    from strecur.nn import SpotNetwork
+    from strecur.options import Features
+
+logger = logging.getLogger("strecur")
+
+UNLABELLED = -1
+
+CROP = 4096
+"""Spots of a section that one visit of the training shows."""
+
+VISITS, MIN_EPOCHS = 100, 20
+"""Visits of all sections together, and passes over them at least."""
+
+FEW_SPOTS = 1200
+"""With fewer annotated spots a network starts from the linear model; with more it learned better without."""
+
+
+@dataclass(frozen=True)
+class DomainSplit(Split):
+    """Sections to train and validate on, the domains of the former, and the index of each spot's domain or -1."""
+
+    labels: list[str]
+    target_N: np.ndarray
+
+
+@dataclass(frozen=True)
+class DomainTask(Task):
+    """Learn the domains of ``obs[label_key]``."""
+
+    label_key: str
+    use_rep: str | None
+    kind: ClassVar[str] = "domains"
+    default_halting: ClassVar[str | None] = "loss_proxy"
+    feature_defaults: ClassVar[Mapping[str, Any]] = {"n_components": 50, "neighbours": (19, 91, 301)}
+
+    def split(self, data: SectionData, request: Request, rng: int) -> DomainSplit:
+        """Split the sections that have an annotation; domains that no training section has count as unlabelled."""
+        labels, target_N = encode_labels(read_labels(data.table, self.label_key), self.label_key)
+        split = split_sections(data, target_N >= 0, request.training.validation, rng)
+        labels, target_N = keep_trained_labels(labels, target_N, split)
+        return DomainSplit(split.training, split.held_out, split.in_training_N, target_N >= 0, labels, target_N)
+
+    def n_outputs(self, split: DomainSplit) -> int:
+        return len(split.labels)
+
+    def training_defaults(self, recipe: Recipe, split: Split) -> Mapping[str, Any]:
+        crop = 0 if recipe.training.tile else CROP
+        return {
+            "max_epochs": max(VISITS // len(split.training), MIN_EPOCHS),
+            "augmentation": Augmentation(max_shift=recipe.backbone.period, max_spots=crop),
+        }
+
+    def learn(self, data: SectionData, split: DomainSplit, options: Features, rng: int) -> Lesson:
+        features = fit_domain_features(data, split.training, self.use_rep, options, rng)
+        inputs = features.inputs(data)
+        own = split.in_training_N
+        baseline = fit_linear_domains(inputs.columns_NF[own], split.target_N[own], len(split.labels))
+        return Lesson(features, inputs, split.target_N, baseline)
+
+    def build(self, lesson: Lesson, split: DomainSplit, recipe: Recipe, rng: int) -> tuple[SpotNetwork, Architecture]:
+        """Create a network, which starts from the linear model where annotated spots are few."""
+        few = not recipe.is_preset and len(split.taught_N) < FEW_SPOTS
+        network = build_network(
+            lesson.features.n_columns,
+            recipe.architecture,
+            recipe.backbone,
+            DomainHead,
+            len(split.labels),
+            halting=recipe.halting,
+            linear_start=few,
+            seed=rng,
+        )
+        if few:
+            network.start_from(torch.from_numpy(lesson.baseline.weight_FC), torch.from_numpy(lesson.baseline.bias_C))
+        return network, recipe.architecture
+
+    def validate(
+        self, lesson: Lesson, judges: Sequence[Section], network: SpotNetwork, depth: int, fabric: Fabric
+    ) -> dict[str, float]:
+        inference = Inference(depth=depth, symmetric=False)
+        answers = predict(network, judges, inference, fabric=fabric, progress=False)
+        predicted = np.concatenate([answer.restarts[0].output_DN[-1].argmax(axis=1) for answer in answers])
+        return {"validation_ari": score_domains(targets(judges), predicted)["ari"]}
+
+    def linear_model(self, lesson: Lesson, split: DomainSplit) -> Any:
+        msg = "architecture='linear' is for expression; the linear model of domains comes with every network"
+        raise ValueError(msg)
+
+    def model(self, lesson: Lesson, split: DomainSplit, trained: Trained) -> DomainModel:
+        """Return the model; with validation sections, score and calibrate it on them."""
+        model = DomainModel(
+            labels=split.labels,
+            features=lesson.features,
+            architecture=trained.recipe.architecture,
+            backbone=trained.recipe.backbone,
+            network=trained.network,
+            baseline=lesson.baseline,
+            halting=trained.recipe.halting,
+            history=trained.history,
+            scores=pd.DataFrame(),
+            sections=split.training,
+            smoothing=trained.recipe.training.smoothing or choose_smoothing(trained.training, len(split.labels)),
+        )
+        if trained.judges:
+            inference = Inference(depth=model.architecture.n_steps)
+            answers = predict(model.network, trained.judges, inference, fabric=trained.fabric, progress=False)
+            answers = smooth_answers(answers, trained.judges, model.smoothing)
+            proba_NC = np.concatenate([answer.restarts[0].output_DN[-1] for answer in answers])
+            linear_NC = np.concatenate(model.predict_linear(trained.judges))
+            truth_N = targets(trained.judges)
+            scores = {"network": proba_NC, "linear": linear_NC}
+            model.scores = pd.DataFrame({k: score_domains(truth_N, p.argmax(axis=1)) for k, p in scores.items()})
+            if (truth_N >= 0).any():
+                calibrate_domains(model, proba_NC, truth_N)
+        return model
+
+
+def encode_labels(values: pd.Series, label_key: str) -> tuple[list[str], np.ndarray]:
+    """Return the domains in their order and the index of each spot's domain, -1 where unlabelled."""
+    present = set(values.dropna())
+    if len(present) < 2:
+        msg = f"adata.obs[{label_key!r}] names {len(present)} domain(s) {sorted(present)}; at least two are needed"
+        raise ValueError(msg)
+    labels = sorted(present)
+    return labels, pd.Index(labels).get_indexer(values).astype(np.int64)
+
+
+def keep_trained_labels(labels: list[str], target_N: np.ndarray, split: Split) -> tuple[list[str], np.ndarray]:
+    """Drop domains that no training section has; their spots count as unlabelled."""
+    own_N = target_N[split.in_training_N]
+    present = np.unique(own_N[own_N >= 0])
+    dropped = [label for i, label in enumerate(labels) if i not in present]
+    if dropped:
+        logger.warning("domains %s are in no training section and cannot be learned", dropped)
+    if len(present) < 2:
+        msg = f"the training sections {split.training} hold {len(present)} domain(s); at least two are needed"
+        raise ValueError(msg)
+    renumber = np.full(len(labels) + 1, UNLABELLED)
+    renumber[present] = np.arange(len(present))
+    return [labels[i] for i in present], renumber[target_N]
+
+
+def targets(sections: Sequence[Section]) -> np.ndarray:
+    """Join the targets of some sections."""
+    return np.concatenate([section.target_N.numpy() for section in sections if section.target_N is not None])
+
+
+def score_domains(truth_N: np.ndarray, predicted_N: np.ndarray) -> dict[str, float]:
+    """Score integer labels, where -1 is unlabelled."""
+    labelled = truth_N >= 0
+    return metrics.domain_scores(truth_N[labelled], predicted_N[labelled])

@@ -1,0 +1,346 @@
+"""Expression and counts as tasks: target, ridge regression, reliability of genes, scores."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from strecur import metrics
+from strecur._arguments import as_names
+from strecur.engine import Augmentation
+from strecur.models.calibration import fit_errors
+from strecur.models.counts import log2_of, predict_values
+from strecur.models.expression import ExpressionModel, LinearExpressionModel
+from strecur.models.features.spots import average, fit_image_features
+from strecur.models.fitting import Lesson, Task
+from strecur.models.gene_order import gene_groups
+from strecur.models.genes import choose_genes, only_counts
+from strecur.models.linear import fit_linear_expression
+from strecur.models.network import build_network
+from strecur.models.sections import Split, split_sections
+from strecur.models.targets import ExpressionTarget, counted_spots, fit_target, read_counts
+from strecur.nn import CountHead, CountNetwork, ExpressionHead, GenARConfig, PatchConfig
+from strecur.options import Inference
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lightning_fabric import Fabric
+
+    from strecur._anndata import SectionData
+    from strecur.engine import Section
+    from strecur.models.fitting import Recipe, Request, Trained
+    from strecur.models.network import Architecture
+    from strecur.nn import BackboneConfig, SpotNetwork
+    from strecur.options import Features
+
+logger = logging.getLogger("strecur")
+
+MIN_SPOTS = 2
+
+WEIGHT_DECAY, NOISE, DROP = 0.1, 0.3, 0.3
+
+HIDE = 0.3
+"""Share of the spots that are masked for recursions with two states, which infer them from their surroundings."""
+
+SLOW = {"universal": 5e-4}
+"""Learning rates by architecture; at 1e-3 the universal transformer, with eight calls, stays near the mean."""
+
+COUNT_VISITS, COUNT_RATE = 120, 5e-3
+"""Visits for models of counts, however many sections there are, each of which generates a fixed number of spots."""
+
+
+@dataclass(frozen=True)
+class ExpressionLesson(Lesson):
+    """What is learned from, with the scale of the target and how well the baseline predicts spots held out.
+
+    Attributes
+    ----------
+    scale
+        Genes and scale of the target.
+    log_NG, held_out_NG
+        Measured values of the taught spots, and predictions of the baseline fitted without their group, as log2.
+    taught_N
+        Positions of the taught spots.
+    reliability
+        Table of genes.
+    """
+
+    scale: ExpressionTarget
+    log_NG: np.ndarray
+    held_out_NG: np.ndarray
+    taught_N: np.ndarray
+    reliability: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class ExpressionTask(Task):
+    """Learn expression from the representation ``obsm[use_rep]``."""
+
+    use_rep: str
+    genes: int | Sequence[str]
+    extra_genes: Sequence[str]
+    library_key: str | None
+    kind: ClassVar[str] = "expression"
+    default_halting: ClassVar[str | None] = None
+    feature_defaults: ClassVar[Mapping[str, Any]] = {"n_components": 100, "neighbours": (9, 25, 81)}
+
+    def split(self, data: SectionData, request: Request, rng: int) -> Split:
+        """Split the sections that have counts; the others are left out."""
+        has_counts = counted_spots(read_counts(data.table, request.features.layer))
+        without = [name for name in data.names if not has_counts[data.rows(name)].any()]
+        if without:
+            logger.warning("sections %s have no counts and are left out", without)
+        split = split_sections(data, has_counts, request.training.validation, rng)
+        n_taught = len(split.taught_N)
+        if n_taught < MIN_SPOTS:
+            msg = (
+                f"sections {split.training} hold {n_taught} spots with counts and embedding; "
+                f"at least {MIN_SPOTS} are needed"
+            )
+            raise ValueError(msg)
+        return split
+
+    def n_outputs(self, split: Split) -> int:
+        return int(self.genes) if isinstance(self.genes, Integral) else len(as_names("genes", self.genes))
+
+    def training_defaults(self, recipe: Recipe, split: Split) -> Mapping[str, Any]:
+        hide = HIDE if getattr(recipe.architecture, "has_two_states", False) else 0.0
+        return {
+            "max_epochs": count_epochs(len(split.training)),
+            "learning_rate": SLOW.get(recipe.architecture.name),
+            "weight_decay": WEIGHT_DECAY,
+            "augmentation": Augmentation(noise=NOISE, drop=DROP, hide=hide, max_shift=recipe.backbone.period),
+        }
+
+    def fit_scale(self, own: Any, genes: Sequence[str], options: Features) -> ExpressionTarget:
+        """Fit the scale of the target on the training spots."""
+        return fit_target(own, genes, options)
+
+    def learn(self, data: SectionData, split: Split, options: Features, rng: int) -> ExpressionLesson:
+        own = only_counts(data.table, split.in_training_N, options.layer)
+        genes = choose_genes(own, self.genes, self.extra_genes, library_key=self.library_key, layer=options.layer)
+        scale = self.fit_scale(own, genes, options)
+        target_NG = np.where(split.known_N[:, None], scale.measure(data.table), np.nan)
+        features = fit_image_features(data, split.training, self.use_rep, options, rng)
+        inputs, taught = features.inputs(data), split.taught_N
+        log_NG = scale.log2(target_NG[taught])
+        groups_N = held_out_groups(data, split.training)[taught]
+        baseline, held_out_NG = fit_linear_expression(inputs.averaged_NF[taught], log_NG, groups_N)
+        reliability = rate_genes(genes, log_NG, held_out_NG, data.sections.codes[taught])
+        return ExpressionLesson(features, inputs, target_NG, baseline, scale, log_NG, held_out_NG, taught, reliability)
+
+    def build(
+        self, lesson: ExpressionLesson, split: Split, recipe: Recipe, rng: int
+    ) -> tuple[SpotNetwork, Architecture]:
+        """Create a network whose head starts at the mean of each gene."""
+        network = make_network(lesson, recipe.architecture, recipe, rng)
+        assert isinstance(network.head, ExpressionHead)
+        network.head.set_scale(torch.from_numpy(lesson.log_NG))
+        return network, recipe.architecture
+
+    def validate(
+        self, lesson: ExpressionLesson, judges: Sequence[Section], network: SpotNetwork, depth: int, fabric: Fabric
+    ) -> dict[str, float]:
+        truths = [lesson.scale.log2(truth) for truth in targets(judges)]
+        found = score_sections(truths, run(network, judges, Inference(depth=depth, symmetric=False), fabric)[1])
+        return {f"validation_{name}": found[name] for name in ("pcc", "mse")}
+
+    def linear_model(self, lesson: ExpressionLesson, split: Split) -> LinearExpressionModel:
+        return LinearExpressionModel(
+            target=lesson.scale,
+            features=lesson.features,
+            baseline=lesson.baseline,
+            reliability=lesson.reliability,
+            sections=split.training,
+            errors=fit_errors(lesson.held_out_NG, lesson.log_NG),
+        )
+
+    def model(self, lesson: ExpressionLesson, split: Split, trained: Trained) -> ExpressionModel:
+        """Return the model; with validation sections, rate its genes and calibrate it on them."""
+        model = ExpressionModel(
+            target=lesson.scale,
+            features=lesson.features,
+            baseline=lesson.baseline,
+            reliability=lesson.reliability,
+            sections=split.training,
+            architecture=trained.recipe.architecture,
+            backbone=trained.recipe.backbone,
+            network=trained.network,
+            halting=trained.recipe.halting,
+            history=trained.history,
+            scores=pd.DataFrame(),
+        )
+        if trained.judges:
+            rate_on(model, lesson, trained)
+        return model
+
+
+@dataclass(frozen=True)
+class CountTask(ExpressionTask):
+    """Learn raw counts by GenAR."""
+
+    def resolve_backbone(
+        self, architecture: Architecture, backbone: str | BackboneConfig, layout: str
+    ) -> BackboneConfig:
+        """Return the backbone: with a recursion the one that is given, else one that sees spots one by one."""
+        assert isinstance(architecture, GenARConfig)
+        if architecture.recursion is not None:
+            return super().resolve_backbone(architecture, backbone, layout)
+        if backbone != "windowed":
+            msg = "without a recursion GenAR sees spots one by one and has no backbone; see GenARConfig(recursion=...)"
+            raise ValueError(msg)
+        return PatchConfig(architecture.condition_width, architecture.dropout)
+
+    def training_defaults(self, recipe: Recipe, split: Split) -> Mapping[str, Any]:
+        if recipe.halting is not None:
+            msg = f"halting={recipe.halting!r} does not go with architecture='genar'; leave it out"
+            raise ValueError(msg)
+        return {
+            "max_epochs": -(-COUNT_VISITS // len(split.training)),
+            "learning_rate": COUNT_RATE,
+            "augmentation": Augmentation(noise=NOISE, drop=DROP, hide=0.0, max_shift=recipe.backbone.period),
+        }
+
+    def fit_scale(self, own: Any, genes: Sequence[str], options: Features) -> ExpressionTarget:
+        """Return the scale of raw counts."""
+        if options.target != "log2" or options.size_factor_key is not None:
+            msg = f"architecture='genar' predicts raw counts; leave out target={options.target!r} and size_factor_key"
+            raise ValueError(msg)
+        return ExpressionTarget(list(genes), "counts", None, None, options.layer)
+
+    def build(
+        self, lesson: ExpressionLesson, split: Split, recipe: Recipe, rng: int
+    ) -> tuple[SpotNetwork, Architecture]:
+        """Create a network with scales, vocabulary and order of genes from the training spots."""
+        counts_NG = lesson.target[lesson.taught_N]
+        assert isinstance(recipe.architecture, GenARConfig)
+        architecture, order_G = fit_counts(recipe.architecture, counts_NG, lesson.scale.genes, rng)
+        network = make_network(lesson, architecture, recipe, rng)
+        assert isinstance(network.head, CountHead)
+        network.head.fit(torch.from_numpy(order_G), torch.from_numpy(counts_NG))
+        return network, architecture
+
+
+def make_network(lesson: ExpressionLesson, architecture: Architecture, recipe: Recipe, rng: int) -> SpotNetwork:
+    """Create a network for the genes of a lesson."""
+    n_columns, n_genes = lesson.features.n_columns, len(lesson.scale.genes)
+    return build_network(
+        n_columns, architecture, recipe.backbone, ExpressionHead, n_genes, halting=recipe.halting, seed=rng
+    )
+
+
+def fit_counts(
+    config: GenARConfig, counts_NG: np.ndarray, genes: Sequence[str], rng: int
+) -> tuple[GenARConfig, np.ndarray]:
+    """Fit scales, vocabulary and the order of the genes on the training spots, and log what will be clipped."""
+    silent = [gene for gene, counted in zip(genes, np.asarray(counts_NG.any(axis=0)), strict=True) if not counted]
+    if silent:
+        logger.warning("genes %s have no count in training; only zeros can be learned for them", silent)
+    config = config.fitted(len(genes), int(counts_NG.max()))
+    largest = (config.vocabulary or 0) - 1
+    clipped_NG = np.asarray(counts_NG > largest)
+    if clipped_NG.any():
+        logger.warning(
+            "%d counts of the genes %s are clipped to %d in training (vocabulary=%d); the largest is %d",
+            clipped_NG.sum(),
+            [gene for gene, clipped in zip(genes, np.asarray(clipped_NG.any(axis=0)), strict=True) if clipped],
+            largest,
+            config.vocabulary,
+            counts_NG.max(),
+        )
+    return config, gene_groups(counts_NG, config.n_groups, rng=rng).order_G
+
+
+def count_epochs(n_sections: int) -> int:
+    """Return the default number of epochs: about 200 to 400 visits in all."""
+    if n_sections == 1:
+        return 200
+    return 100 if n_sections <= 4 else max(400 // n_sections, 20)
+
+
+def held_out_groups(data: SectionData, training: Sequence[str]) -> np.ndarray:
+    """Return the section of every spot, or its quarter of the lattice if there is only one training section."""
+    if len(training) > 1:
+        return data.sections.codes
+    rows, grid = data.rows(training[0]), data.grid
+    lower, right = (axis > np.median(axis[rows]) for axis in (grid.row, grid.col))
+    return 2 * lower + right
+
+
+def rate_genes(
+    genes: Sequence[str], target_NG: np.ndarray, held_out_NG: np.ndarray, codes_N: np.ndarray
+) -> pd.DataFrame:
+    """Return the reliability of every gene by the linear baseline."""
+    own = [codes_N == code for code in np.unique(codes_N)]
+    pcc_linear = mean_pcc([target_NG[rows] for rows in own], [held_out_NG[rows] for rows in own])
+    return pd.DataFrame(
+        {
+            "pcc": pcc_linear,
+            "pcc_network": np.nan,
+            "pcc_linear": pcc_linear,
+            "mean": target_NG.mean(axis=0),
+            "sd": target_NG.std(axis=0),
+        },
+        index=pd.Index(genes, name="gene"),
+    )
+
+
+def rate_on(model: ExpressionModel, lesson: ExpressionLesson, trained: Trained) -> None:
+    """Rate the genes, fit the errors and score network and baseline on the validation sections."""
+    truths = targets(trained.judges)
+    inference = Inference(depth=model.architecture.n_steps)
+    values, predicted = run(model.network, trained.judges, inference, trained.fabric)
+    truth_NG, predicted_NG = np.concatenate(truths), np.concatenate(values)
+    known_N = ~np.isnan(truth_NG).any(axis=1)
+    model.errors = fit_errors(predicted_NG[known_N], truth_NG[known_N])
+    truths = [model.target.log2(truth) for truth in truths]
+    pcc_network = mean_pcc(truths, predicted)
+    model.reliability["pcc_network"] = model.reliability["pcc"] = pcc_network
+    linear = [model.baseline.predict(averaged_NF) for averaged_NF in map(averaged, trained.judges)]
+    model.scores = pd.DataFrame(
+        {
+            name: score_sections(truths, values) | metrics.pooled_scores(np.concatenate(truths), np.concatenate(values))
+            for name, values in (("network", predicted), ("linear", linear))
+        }
+    )
+
+
+def mean_pcc(truths: Sequence[np.ndarray], predicted: Sequence[np.ndarray]) -> np.ndarray:
+    """Average the correlation of each gene over the sections where it is defined."""
+    return pd.DataFrame(map(metrics.pcc_per_gene, truths, predicted)).mean().to_numpy()
+
+
+def score_sections(truths: Sequence[np.ndarray], predicted: Sequence[np.ndarray]) -> dict[str, float]:
+    """Score sections; spots whose truth is NaN do not count."""
+    error_NG = np.concatenate(predicted) - np.concatenate(truths)
+    pcc = metrics.pcc_top(mean_pcc(truths, predicted))
+    rvd = np.mean([metrics.rvd(*pair) for pair in zip(truths, predicted, strict=True)])
+    return {"pcc": pcc, "mse": float(np.nanmean(np.square(error_NG))), "rvd": float(rvd)}
+
+
+def targets(sections: Sequence[Section]) -> list[np.ndarray]:
+    """Return the targets of some sections."""
+    return [section.target_N.numpy() for section in sections if section.target_N is not None]
+
+
+def averaged(section: Section) -> np.ndarray:
+    """Return the features of a section that the linear baseline reads."""
+    return average(section.features_NF.numpy(), {element: view.numpy() for element, view in section.views.items()})
+
+
+def run(
+    network: SpotNetwork, judges: Sequence[Section], inference: Inference, fabric: Fabric
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Predict sections on the scale of the target, and on the log2 scale on which genes are compared."""
+    answers = predict_values(network, judges, inference, fabric=fabric)
+    values = [answer.restarts[0].output_DN[-1] for answer in answers]
+    if isinstance(network, CountNetwork):
+        return values, [log2_of(answer.restarts[0])[-1] for answer in answers]
+    return values, values

@@ -1,0 +1,109 @@
+"""Features of expression, fitted on training sections and applied to any section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from strecur._anndata import Sections, align_genes, clean_genes, read_matrix, require, require_counts
+from strecur._arguments import filled
+from strecur._threads import threads_kept
+from strecur.models.features.components import fit_components
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from strecur.options import Features
+
+TARGET_SUM = 1e4
+MIN_SHARED_GENES = 0.5
+
+
+@dataclass(frozen=True)
+class ExpressionFeatures:
+    """Highly variable genes and their principal components, fitted on the training sections only.
+
+    Attributes
+    ----------
+    genes
+        Highly variable genes, by name (Ensembl ids without version).
+    mean_G
+        Mean of each gene over the training spots, float32.
+    components_GP
+        Principal axes, genes × components, float32; the largest loading of each is positive.
+    size_factor_key
+        ``obs`` column of library sizes; counts are divided by it and scaled to 10,000. ``None``: counts as they are.
+    layer
+        Layer of the counts; ``None`` is ``X``.
+    """
+
+    genes: list[str]
+    mean_G: np.ndarray
+    components_GP: np.ndarray
+    size_factor_key: str | None
+    layer: str | None
+
+    def transform(self, adata: AnnData) -> np.ndarray:
+        """Project every spot, spots × components float32; genes are matched by name, a missing gene counts zero."""
+        selection, _ = align_genes(adata, self.genes, min_share=MIN_SHARED_GENES)
+        log_counts = log_normalised(adata, selection, layer=self.layer, size_factor_key=self.size_factor_key)
+        centre = self.mean_G @ self.components_GP
+        return np.asarray(log_counts @ self.components_GP - centre, dtype=np.float32)
+
+
+def fit_expression_features(adata: AnnData, sections: Sections, options: Features, rng: int) -> ExpressionFeatures:
+    """Fit genes and components on all spots of ``adata``, which must hold the training sections and nothing else."""
+    layer, size_factor_key = options.layer, options.size_factor_key
+    genes = pd.unique(np.array(clean_genes(adata.var_names), dtype=object))
+    selection, _ = align_genes(adata, genes, min_share=1.0)
+    log_counts = log_normalised(adata, selection, layer=layer, size_factor_key=size_factor_key)
+    chosen = highly_variable(log_counts, sections, options.n_genes)
+    log_chosen = log_counts[:, np.flatnonzero(chosen)].toarray()
+    mean_G, components_GP = fit_components(log_chosen, filled(options.n_components), rng)
+    return ExpressionFeatures(genes[chosen].tolist(), mean_G, components_GP, size_factor_key, layer)
+
+
+def log_normalised(
+    adata: AnnData, selection: sparse.csr_matrix, *, layer: str | None, size_factor_key: str | None
+) -> sparse.csr_matrix:
+    """Return log2(counts + 1) of the selected genes, scaled to a library size of 10,000 if a size factor is named."""
+    counts = read_matrix(adata, layer)
+    require_counts(counts)
+    counts = sparse.csr_matrix(counts, dtype=np.float32) @ selection
+    if size_factor_key is not None:
+        counts = sparse.diags((TARGET_SUM / size_factors(adata, size_factor_key)).astype(np.float32)) @ counts
+    counts = counts.tocsr()
+    counts.data = np.log2(counts.data + 1)
+    return counts
+
+
+def size_factors(adata: AnnData, size_factor_key: str) -> np.ndarray:
+    """Read the library size of every spot and check it."""
+    require(adata.obs, size_factor_key, where="obs", hint="size_factor_key names the library size of each spot")
+    sizes = pd.to_numeric(adata.obs[size_factor_key].astype(object), errors="coerce").to_numpy(dtype=np.float64)
+    bad = ~(np.isfinite(sizes) & (sizes > 0))
+    if bad.any():
+        msg = f"adata.obs[{size_factor_key!r}] must be positive and finite; it is not for {int(bad.sum())} spots"
+        raise ValueError(msg)
+    return sizes
+
+
+def highly_variable(log_counts: sparse.csr_matrix, sections: Sections, n_genes: int) -> np.ndarray:
+    """Choose genes by scanpy's dispersion ranking within each section (flavour "seurat")."""
+    import scanpy as sc
+    from anndata import AnnData
+
+    if log_counts.shape[1] <= n_genes:
+        return np.ones(log_counts.shape[1], dtype=bool)
+    section = pd.Categorical.from_codes(sections.codes, sections.names)
+    table = AnnData(log_counts, obs=pd.DataFrame({"section": section}, index=np.arange(len(section)).astype(str)))
+    # scanpy undoes the logarithm, and needs to know its base.
+    table.uns["log1p"] = {"base": 2}
+    several = len(sections.names) > 1
+    with threads_kept():
+        sc.pp.highly_variable_genes(table, n_top_genes=n_genes, batch_key="section" if several else None)
+    return table.var["highly_variable"].to_numpy()

@@ -1,0 +1,199 @@
+"""From the sections of a table to the columns that networks and linear models read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from strecur._anndata import SectionData, Sections, read_representation, require
+from strecur._arguments import filled
+from strecur._geometry import physical_positions
+from strecur.models.features.expression import ExpressionFeatures, fit_expression_features
+from strecur.models.features.neighbourhood import neighbourhood_means, standardise
+from strecur.models.features.representation import RepresentationFeatures, fit_representation
+from strecur.models.novelty import FamiliarSections, find_familiar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+
+    from strecur.options import Features
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Features of the spots of some sections.
+
+    Attributes
+    ----------
+    columns_NF
+        Features of every spot, float32.
+    views
+        Features under every symmetry of the lattice, by element of ``strecur._geometry.ELEMENTS``; empty if they are
+        the same under all.
+    averaged_NF
+        Mean over the views, which is what linear models read.
+    novelty
+        Distance of each section from the training sections; 1: as far as these are from one another.
+    """
+
+    columns_NF: np.ndarray
+    views: Mapping[int, np.ndarray]
+    averaged_NF: np.ndarray
+    novelty: list[float]
+
+
+@dataclass(frozen=True)
+class SpotFeatures:
+    """Fitted features: a source, standardised by section, with means over neighbourhoods.
+
+    Attributes
+    ----------
+    source
+        Fitted features of expression or of a representation, or the name of a representation in ``obsm`` that is
+        taken as it is.
+    width
+        Columns of the source.
+    standardised
+        Centre and scale each section separately.
+    neighbours
+        Append means over this many nearest spots.
+    familiar
+        Means of the training sections.
+    """
+
+    source: ExpressionFeatures | RepresentationFeatures | str
+    width: int
+    standardised: bool
+    neighbours: tuple[int, ...]
+    familiar: FamiliarSections | None = None
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of the features."""
+        return self.width * (1 + len(self.neighbours))
+
+    @property
+    def use_rep(self) -> str | None:
+        """Representation in ``obsm`` whose missing spots take no part; ``None`` for features of expression."""
+        return self.source.use_rep if isinstance(self.source, RepresentationFeatures) else None
+
+    def inputs(self, data: SectionData) -> Inputs:
+        """Compute the features of all spots."""
+        values = self.representation(data.table)
+        views = self.views(data)
+        columns = views[0] if views else self.columns(values, data)
+        return Inputs(columns, views, average(columns, views), self.novelty(values, data))
+
+    def views(self, data: SectionData) -> dict[int, np.ndarray]:
+        """Compute the features under every symmetry of the lattice; empty if they are the same under all."""
+        if not isinstance(self.source, RepresentationFeatures) or not self.source.has_views:
+            return {}
+        views = self.source.views(data.table, data.sections, data.grid)
+        return {element: self.columns(values, data) for element, values in views.items()}
+
+    def columns(self, values: np.ndarray, data: SectionData) -> np.ndarray:
+        """Standardise the representation of every spot, and append the means of its neighbourhoods."""
+        columns = np.empty((len(values), self.n_columns), dtype=np.float32)
+        for name in data.names:
+            rows, grid = data.rows(name), data.grid
+            own = standardise(values[rows]) if self.standardised else values[rows]
+            positions = physical_positions(grid.row[rows], grid.col[rows], grid.layout)
+            columns[rows] = np.hstack([own, neighbourhood_means(own, positions, self.neighbours)])
+        return columns
+
+    def representation(self, adata: AnnData) -> np.ndarray:
+        """Read the representation, before standardisation and neighbourhoods."""
+        if not isinstance(self.source, str):
+            return self.source.transform(adata)
+        require(adata.obsm, self.source, where="obsm", hint="The model was trained on this representation.")
+        values = read_representation(adata, self.source)
+        if values.shape[1] != self.width:
+            msg = f"adata.obsm[{self.source!r}] has {values.shape[1]} columns; the model was trained on {self.width}"
+            raise ValueError(msg)
+        return values
+
+    def novelty(self, values: np.ndarray, data: SectionData) -> list[float]:
+        """Compute the distance of each section from the training sections; NaN if it is not known."""
+        if self.familiar is None:
+            return [np.nan] * len(data.names)
+        return [self.familiar.novelty(values[data.rows(name)]) for name in data.names]
+
+
+def average(columns: np.ndarray, views: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Average features over the symmetries of the lattice."""
+    if not views:
+        return columns
+    total = np.zeros_like(columns)
+    for values in views.values():
+        total += values
+    return total / len(views)
+
+
+def fit_domain_features(
+    data: SectionData, training: Sequence[str], use_rep: str | None, options: Features, rng: int
+) -> SpotFeatures:
+    """Fit features of expression, or of a representation as it is, on the training sections alone."""
+    neighbours = tuple(options.neighbours or ())
+    if use_rep is not None:
+        if options.layer is not None or options.size_factor_key is not None:
+            msg = "use_rep takes a ready representation; layer and size_factor_key are for expression"
+            raise ValueError(msg)
+        values = read_representation(data.table, use_rep)
+        familiar = find_familiar(values, data.sections, training)
+        return SpotFeatures(use_rep, values.shape[1], options.standardise, neighbours, familiar)
+    in_training = data.within(training)
+    table = data.table
+    part = table[in_training].to_memory() if table.isbacked else table[in_training]
+    codes = pd.Index(training).get_indexer(np.array(data.names)[data.sections.codes[in_training]])
+    own = Sections(codes, list(training))
+    source = fit_expression_features(part, own, options, rng)
+    familiar = find_familiar(source.transform(part), own, training)
+    return SpotFeatures(source, source.components_GP.shape[1], options.standardise, neighbours, familiar)
+
+
+def fit_image_features(
+    data: SectionData, training: Sequence[str], use_rep: str, options: Features, rng: int
+) -> SpotFeatures:
+    """Fit principal components of a representation on the training sections alone."""
+    rows = np.concatenate([data.rows(name) for name in training])
+    source = fit_representation(data.table, rows, use_rep, n_components=filled(options.n_components), rng=rng)
+    familiar = find_familiar(source.transform(data.table), data.sections, training)
+    width = source.components_FP.shape[1]
+    return SpotFeatures(source, width, options.standardise, tuple(options.neighbours or ()), familiar)
+
+
+SOURCES = {"expression": ExpressionFeatures, "representation": RepresentationFeatures}
+
+
+def features_to_saved(features: SpotFeatures) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Split features into JSON values and arrays."""
+    values: dict[str, Any] = {"width": features.width, "standardised": features.standardised}
+    values["neighbours"] = list(features.neighbours)
+    arrays: dict[str, np.ndarray] = {}
+    if features.familiar is not None:
+        arrays |= {f"features.{name}": value for name, value in asdict(features.familiar).items()}
+    if isinstance(features.source, str):
+        return {**values, "use_rep": features.source}, arrays
+    (kind,) = [name for name, source in SOURCES.items() if source is type(features.source)]
+    fitted = vars(features.source)
+    of_source = {name: value for name, value in fitted.items() if isinstance(value, np.ndarray)}
+    values[kind] = {name: value for name, value in fitted.items() if name not in of_source}
+    return values, arrays | {f"features.source.{name}": value for name, value in of_source.items()}
+
+
+def features_from_saved(values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> SpotFeatures:
+    """Undo :func:`features_to_saved`."""
+    source: Any = values.get("use_rep")
+    prefix = "features.source."
+    for kind in SOURCES.keys() & values.keys():
+        own = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+        source = SOURCES[kind](**values[kind], **own)
+    familiar = None
+    if "features.means_SP" in arrays:
+        familiar = FamiliarSections(arrays["features.means_SP"], arrays["features.scale_P"])
+    return SpotFeatures(source, values["width"], values["standardised"], tuple(values["neighbours"]), familiar)

@@ -1,0 +1,260 @@
+"""Train a model: the one way from the sections of a table to a fitted model, for every task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+
+from strecur._arguments import filled
+from strecur._settings import settings
+from strecur.engine import Checkpoint, fit
+from strecur.engine.checkpoint import checksum_sections
+from strecur.engine.devices import make_fabric
+from strecur.models.network import resolve_architecture, resolve_backbone, to_json
+from strecur.models.plan import in_tiles, plan_training
+from strecur.models.sections import engine_sections
+from strecur.nn import HistConfig
+from strecur.nn.halting import RECIPES
+from strecur.options import Features, Training, fill
+from strecur.presets import Preset, hist
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from lightning_fabric import Fabric
+
+    from strecur._anndata import SectionData
+    from strecur.engine import Section
+    from strecur.models.features.spots import Inputs, SpotFeatures
+    from strecur.models.network import Architecture
+    from strecur.models.sections import Split
+    from strecur.nn import BackboneConfig, SpotNetwork
+
+LINEAR = "linear"
+
+TRAINING_DEFAULTS = {"learning_rate": 1e-3, "warmup": 30, "schedule": "linear", "weight_decay": 0.5, "ema": 0.98}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller asks for: names or configurations, and options."""
+
+    architecture: str | Architecture | Preset
+    backbone: str | BackboneConfig
+    halting: str | None
+    features: Features
+    training: Training
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A request with names and defaults resolved.
+
+    Attributes
+    ----------
+    architecture, backbone
+        Configuration of the network.
+    halting
+        Name of the halting recipe, or ``None``.
+    training
+        Options of the training, all filled in.
+    is_preset
+        Whether a published system was asked for, which is trained as published.
+    """
+
+    architecture: Architecture
+    backbone: BackboneConfig
+    halting: str | None
+    training: Training
+    is_preset: bool
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned from, and what the linear baseline learned of it.
+
+    Attributes
+    ----------
+    features, inputs
+        Fitted features, and those of all spots.
+    target
+        Target of every spot.
+    baseline
+        Linear model on the same features.
+    """
+
+    features: SpotFeatures
+    inputs: Inputs
+    target: np.ndarray
+    baseline: Any
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, how it was trained, and the sections it was trained and validated on."""
+
+    network: SpotNetwork
+    recipe: Recipe
+    history: pd.DataFrame
+    training: list[Section]
+    judges: list[Section]
+    fabric: Fabric
+
+
+class Task(ABC):
+    """What is learned. A task owns target, head, linear baseline, defaults and scores."""
+
+    kind: ClassVar[str]
+    default_halting: ClassVar[str | None]
+    feature_defaults: ClassVar[Mapping[str, Any]]
+
+    @abstractmethod
+    def split(self, data: SectionData, request: Request, rng: int) -> Any:
+        """Choose the sections to train on and to validate on."""
+
+    @abstractmethod
+    def n_outputs(self, split: Any) -> int:
+        """Return the number of domains or genes."""
+
+    def resolve_backbone(
+        self, architecture: Architecture, backbone: str | BackboneConfig, layout: str
+    ) -> BackboneConfig:
+        """Return the backbone for an architecture and a lattice."""
+        return resolve_backbone(backbone, layout)
+
+    @abstractmethod
+    def training_defaults(self, recipe: Recipe, split: Split) -> Mapping[str, Any]:
+        """Return defaults of the training, in place of those of :data:`TRAINING_DEFAULTS`."""
+
+    @abstractmethod
+    def learn(self, data: SectionData, split: Any, options: Features, rng: int) -> Any:
+        """Fit target, features and linear baseline on the training sections."""
+
+    @abstractmethod
+    def build(self, lesson: Any, split: Any, recipe: Recipe, rng: int) -> tuple[SpotNetwork, Architecture]:
+        """Create a network and prepare it for the target."""
+
+    @abstractmethod
+    def validate(
+        self, lesson: Any, judges: Sequence[Section], network: SpotNetwork, depth: int, fabric: Fabric
+    ) -> dict[str, float]:
+        """Score a network on the validation sections."""
+
+    @abstractmethod
+    def linear_model(self, lesson: Any, split: Any) -> Any:
+        """Return the linear baseline as a model of its own."""
+
+    @abstractmethod
+    def model(self, lesson: Any, split: Any, trained: Trained) -> Any:
+        """Return the model, scored and calibrated on the validation sections if there are any."""
+
+
+def fit_model(task: Task, data: SectionData, request: Request, *, rng: int) -> Any:
+    """Fit features, linear baseline and network on the training sections; return the model of the task."""
+    split = task.split(data, request, rng)
+    options = fill(request.features, task.feature_defaults)
+    if request.architecture == LINEAR:
+        return task.linear_model(task.learn(data, split, options, rng), split)
+
+    recipe = resolve(task, request, data.grid.layout, split)
+    training = recipe.training
+    plan = plan_training(
+        recipe.architecture,
+        recipe.backbone,
+        data.sizes([*split.training, *split.held_out]),
+        data.grid.layout,
+        n_features=filled(options.n_components) * (1 + len(filled(options.neighbours))),
+        n_outputs=task.n_outputs(split),
+        n_epochs=filled(training.max_epochs),
+        tile=training.tile,
+        max_spots=getattr(training.augmentation, "max_spots", 0),
+    )
+    lesson = task.learn(data, split, options, rng)
+    network, architecture = task.build(lesson, split, recipe, rng)
+    recipe = replace(recipe, architecture=architecture)
+    network.recursion.recompute = plan.recompute
+    fabric = make_fabric(settings.accelerator, settings.devices, settings.precision)
+    judges = engine_sections(data, lesson.inputs, split.held_out, lesson.target)
+    sections = engine_sections(data, lesson.inputs, split.training, lesson.target)
+
+    def validate(candidate: Any) -> dict[str, float]:
+        return task.validate(lesson, judges, candidate, architecture.n_steps, fabric)
+
+    history = fit(
+        network,
+        in_tiles(sections, architecture, recipe.backbone, plan.tile),
+        training,
+        n_steps=architecture.n_steps,
+        augment=filled(training.augmentation),
+        fabric=fabric,
+        seed=rng,
+        validate=validate if judges else None,
+        progress=settings.progress,
+        checkpoint=open_checkpoint(recipe, judges),
+    )
+    network.cpu()
+    return task.model(lesson, split, Trained(network, recipe, pd.DataFrame(history), sections, judges, fabric))
+
+
+def resolve(task: Task, request: Request, layout: str, split: Split) -> Recipe:
+    """Turn names into configurations, and fill in the options of the training."""
+    preset = find_preset(request)
+    if preset is None:
+        architecture = resolve_architecture(request.architecture)
+        backbone = task.resolve_backbone(architecture, request.backbone, layout)
+        training = request.training
+        halting = task.default_halting if request.halting == "auto" else request.halting
+    else:
+        architecture, backbone = preset.architecture, preset.backbone
+        training = fill(request.training, preset.training)
+        halting = None if request.halting == "auto" else request.halting
+    check_halting(halting, task.kind, backbone)
+    recipe = Recipe(architecture, backbone, halting, training, preset is not None)
+    training = fill(training, task.training_defaults(recipe, split))
+    return replace(recipe, training=fill(training, TRAINING_DEFAULTS))
+
+
+def find_preset(request: Request) -> Preset | None:
+    """Return the preset that is asked for, if any; ``"hist"`` takes a backbone of its own kind."""
+    if isinstance(request.architecture, Preset):
+        return request.architecture
+    if not isinstance(request.architecture, str) or request.architecture != "hist":
+        return None
+    if isinstance(request.backbone, HistConfig):
+        return hist(request.backbone)
+    if request.backbone not in ("windowed", "hist"):
+        msg = (
+            f"architecture='hist' has a backbone of its own; leave out backbone={request.backbone!r}, or pass a "
+            "HistConfig"
+        )
+        raise ValueError(msg)
+    return hist()
+
+
+def check_halting(halting: object, kind: str, backbone: BackboneConfig) -> None:
+    """Raise unless the recipe fits the task and the backbone has the global token that the halt head reads."""
+    fitting = [name for name, recipe in RECIPES.items() if recipe.task in (kind, "any")]
+    if halting is not None and (not isinstance(halting, str) or halting not in fitting):
+        msg = f"halting={halting!r} does not fit {kind}; choose one of {fitting}, or None"
+        raise ValueError(msg)
+    if halting is not None and getattr(backbone, "n_global", 1) == 0:
+        msg = f"halting={halting!r} is read from a global token; choose halting=None, or n_global=1 in {backbone}"
+        raise ValueError(msg)
+
+
+def open_checkpoint(recipe: Recipe, judges: Sequence[Section]) -> Checkpoint | None:
+    """Return the checkpoint of a training, with what tells it from others; ``None`` without a folder."""
+    if recipe.training.checkpoint is None:
+        return None
+    about = {
+        "architecture": to_json(recipe.architecture),
+        "backbone": to_json(recipe.backbone),
+        "halting": recipe.halting,
+        "precision": settings.precision,
+        "validation": checksum_sections(judges),
+    }
+    return Checkpoint(recipe.training.checkpoint, about)

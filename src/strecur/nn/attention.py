@@ -1,0 +1,146 @@
+"""Attention within windows of lattice cells and with global tokens, shared by several backbones."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from strecur.nn.backbone import SLOTS_PER_SPOT
+
+if TYPE_CHECKING:
+    from strecur.nn.lattice import Lattice, Windows
+
+# Added to the logit of a masked pair: its weight is zero in every precision, also where all pairs are masked.
+MASKED = -1e4
+
+
+def relative_pairs(window: int) -> Tensor:
+    """Index of the offset (row, column) of every pair of slots into the bias table, shape (K, K)."""
+    cell = torch.arange(window)
+    row_K, col_K = (axis.flatten() for axis in torch.meshgrid(cell, cell, indexing="ij"))
+    d_row, d_col = (axis[None, :] - axis[:, None] + window - 1 for axis in (row_K, col_K))
+    return d_row * (2 * window - 1) + d_col
+
+
+def split_tokens(h_TD: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:
+    """Split into global tokens (S·M, …) and spots (N, …)."""
+    n_spots = len(lattice.row_N)
+    tokens, spots = h_TD.split([len(h_TD) - n_spots, n_spots])
+    return tokens, spots
+
+
+def split_heads(qkv_L: Tensor, n_heads: int) -> Tensor:
+    """Split (L, 3D) into q, k and v, (3, H, L, E)."""
+    return qkv_L.unflatten(1, (3, n_heads, -1)).permute(1, 2, 0, 3)
+
+
+def gather_heads(qkv_L: Tensor, token_WK: Tensor, n_heads: int) -> Tensor:
+    """Gather q, k and v of the tokens in the slots of windows, (3, H·W, K, E)."""
+    # one row for each token, part (query, key, value) and head
+    rows = qkv_L.reshape(3 * n_heads * len(qkv_L), -1)
+    at = torch.arange(3 * n_heads, device=rows.device)[:, None] + token_WK.flatten() * (3 * n_heads)
+    return rows.index_select(0, at.flatten()).view(3, n_heads * len(token_WK), token_WK.shape[1], -1)
+
+
+def scatter_heads(slots_BKE: Tensor, windows: Windows, n_heads: int) -> Tensor:
+    """Take values of all slots, (H·W, K, …), back to the spots of the windows, (N, H, …)."""
+    at_NH = windows.site_N[:, None] + torch.arange(n_heads, device=slots_BKE.device) * windows.spot_WK.numel()
+    return slots_BKE.flatten(0, 1).index_select(0, at_NH.flatten()).view(*at_NH.shape, -1)
+
+
+def values_in_windows(width: int, n_heads: int, n_seen: int, layout: str) -> float:
+    """Values per token that attention within windows of ``n_seen`` slots holds, without gradient."""
+    return SLOTS_PER_SPOT[layout] * (3 * width + 3 * n_heads * n_seen)
+
+
+class SlideAttention(nn.Module):
+    """Attention of spots to their windows and the global tokens, and of global tokens to their whole section.
+
+    A spot has a regular window and a shifted one. It attends to all spots of both in one softmax, to each once, with a
+    learned bias for the offset between two cells. Its attention to the global tokens is a second softmax, and the two
+    results are added: W-MSA(X) + MCA(X, C) in equation 1 of HiST.
+    """
+
+    pair_KK: Tensor
+    twice_KK: Tensor
+
+    def __init__(self, n_heads: int, window: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if window % 2:
+            msg = (
+                f"window={window} must be even, so that it can be shifted by half; choose {window - 1} or {window + 1}"
+            )
+            raise ValueError(msg)
+        self.n_heads, self.window, self.dropout = n_heads, window, dropout
+        self.bias = nn.Parameter(torch.zeros(n_heads, (2 * window - 1) ** 2))
+        self.register_buffer("pair_KK", relative_pairs(window), persistent=False)
+        self.register_buffer("twice_KK", pairs_in_both_windows(window), persistent=False)
+
+    def forward(self, tokens_SM: Tensor, spots_N: Tensor, window_spots_N: Tensor, lattice: Lattice) -> Tensor:
+        """Attend with queries, keys and values (…, 3D) of tokens and spots, and of spots in windows; return (T, D)."""
+        tokens, spots = self.attend_globally(tokens_SM, spots_N, lattice)
+        return torch.cat([tokens, spots + self.attend_in_windows(window_spots_N, lattice)])
+
+    def attend_globally(self, tokens_SM: Tensor, spots_N: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:
+        """Let spots attend to the global tokens of their section, and those to themselves and all its spots."""
+        token_parts, spot_parts = [], []
+        for tokens, spots in zip(tokens_SM.chunk(lattice.n_sections), lattice.split(spots_N), strict=True):
+            token_q, token_k, token_v = split_heads(tokens, self.n_heads)
+            spot_q, spot_k, spot_v = split_heads(spots, self.n_heads)
+            spot_parts.append(self.attend(spot_q, token_k, token_v))
+            all_k, all_v = torch.cat([token_k, spot_k], dim=1), torch.cat([token_v, spot_v], dim=1)
+            token_parts.append(self.attend(token_q, all_k, all_v))
+        return torch.cat(token_parts), torch.cat(spot_parts)
+
+    def attend(self, q_HLE: Tensor, k_HLE: Tensor, v_HLE: Tensor) -> Tensor:
+        """Attention without a mask, (L, D); the fused kernel gains nothing from so few tokens on one side."""
+        scores_HLL = at_least_float32(q_HLE @ k_HLE.mT) / q_HLE.shape[-1] ** 0.5
+        weights_HLL = F.dropout(scores_HLL.softmax(dim=-1), self.dropout, self.training)
+        return (weights_HLL.to(v_HLE.dtype) @ v_HLE).transpose(0, 1).flatten(1)
+
+    def attend_in_windows(self, qkv_N: Tensor, lattice: Lattice) -> Tensor:
+        """Let each spot attend to its regular and its shifted window in one softmax, (N, D)."""
+        bias_HKK = self.bias.to(qkv_N.dtype)[:, self.pair_KK]
+        once_HKK = bias_HKK.masked_fill(self.twice_KK, MASKED)
+        windows = (lattice.windows(self.window, offset) for offset in (0, self.window // 2))
+        (regular, *regular_sums), (shifted, *shifted_sums) = (
+            part.map(partial(self.attend_within, qkv_N=qkv_N, bias_HKK=bias))
+            for part, bias in zip(windows, (bias_HKK, once_HKK), strict=True)
+        )
+        total, top = (torch.stack(pair) for pair in zip(regular_sums, shifted_sums, strict=True))
+        scale = (top - top.amax(dim=0)).exp()
+        regular_share, shifted_share = (scale / (scale * total).sum(dim=0)).to(regular.dtype)
+        return (regular_share * regular + shifted_share * shifted).flatten(1)
+
+    def attend_within(self, windows: Windows, qkv_N: Tensor, bias_HKK: Tensor) -> tuple[Tensor, ...]:
+        """Attend within windows, without dividing by the total weight.
+
+        Returns, for each of their spots and each head, the weighted sum of the values (N, H, E), the total weight
+        (N, H, 1) and the largest logit, which the weights are relative to (N, H, 1). Written out, because the fused
+        kernel is several times slower on a CPU for many small windows with a bias.
+        """
+        q, k, v = gather_heads(qkv_N, windows.spot_WK, self.n_heads)
+        empty_WK = torch.zeros_like(windows.occupied_WK, dtype=q.dtype).masked_fill(~windows.occupied_WK, MASKED)
+        bias_BKK = (bias_HKK[:, None] + empty_WK[:, None, :]).flatten(0, 1)
+        scores_BKK = at_least_float32(torch.baddbmm(bias_BKK, q, k.mT, alpha=q.shape[-1] ** -0.5))
+        top_BK1 = scores_BKK.detach().amax(dim=-1, keepdim=True)
+        weights_BKK = (scores_BKK - top_BK1).exp()
+        total_BK1 = weights_BKK.sum(dim=-1, keepdim=True)
+        out_BKE = F.dropout(weights_BKK, self.dropout, self.training).to(v.dtype) @ v
+        return tuple(scatter_heads(part, windows, self.n_heads) for part in (out_BKE, total_BK1, top_BK1))
+
+
+def at_least_float32(scores: Tensor) -> Tensor:
+    """Convert half precision to float32: reductions of bf16 are coarse, and slow on a CPU."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def pairs_in_both_windows(window: int) -> Tensor:
+    """Which pairs of slots of a shifted window share a regular window too, (K, K): those of one quarter."""
+    half = torch.arange(window) // (window // 2)
+    quarter_K = (2 * half[:, None] + half).flatten()
+    return quarter_K[:, None] == quarter_K

@@ -1,0 +1,305 @@
+"""Options of training and prediction: frozen dataclasses that document and check every option in one place."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+from strecur._arguments import (
+    check_choice,
+    check_not_negative,
+    check_positive,
+    check_probability,
+    check_several,
+    check_share,
+    check_whole,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Features", "Inference", "Training"]
+
+Target = Literal["log2", "log2_normalised"]
+Schedule = Literal["linear", "cosine"]
+Selection = Literal["converged", "vote", "mean"]
+Options = TypeVar("Options", "Features", "Training", "Inference")
+
+
+@dataclass(frozen=True)
+class Features:
+    """How the values of an object become the features of a spot and, for expression, its target.
+
+    Every function that takes these options also takes a mapping of the same names, such as
+    ``features={"size_factor_key": "total_counts"}``.
+
+    Attributes
+    ----------
+    layer
+        Layer of raw counts. If ``None`` (default), ``X``.
+    size_factor_key
+        Column of ``obs`` with the library size of each spot. For domains, counts are divided by it before the
+        logarithm; if ``None`` (default), they are not normalised, as in the spatial TRM. For expression it belongs to
+        ``target="log2_normalised"``; if ``None``, the sum over all genes of the object.
+    n_genes
+        Number of highly variable genes that features of expression are made of, chosen across sections. Not used with
+        a ready representation.
+    n_components
+        Number of principal components. If ``None`` (default), 50 of expression and 100 of an embedding of patches.
+    neighbours
+        Append the mean of the components over this many nearest spots, for each number given; ``()`` for none. If
+        ``None`` (default), (19, 91, 301) for domains and (9, 25, 81) for expression.
+    standardise
+        Centre and scale the components of each section separately, which removes batch effects such as staining.
+    target
+        Scale on which expression is predicted: ``"log2"`` is log2(counts + 1), as in the spatial TRM, in which the
+        library size of a spot dominates; ``"log2_normalised"`` is the same after dividing the counts by the library
+        size of their spot and multiplying by the median library size of the training spots. Models of counts predict
+        counts in any case.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> st.Features(n_components=30, neighbours=(7,)).n_components
+    30
+    """
+
+    layer: str | None = None
+    size_factor_key: str | None = None
+    n_genes: int = 3000
+    n_components: int | None = None
+    neighbours: Sequence[int] | None = None
+    standardise: bool = True
+    target: Target = "log2"
+
+    def __post_init__(self) -> None:
+        check_whole("n_genes", self.n_genes)
+        if self.n_components is not None:
+            check_whole("n_components", self.n_components)
+        if self.neighbours is not None:
+            check_several("neighbours", self.neighbours)
+            object.__setattr__(self, "neighbours", tuple(self.neighbours))
+        check_choice("target", self.target, get_args(Target))
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how a network is trained.
+
+    Every function that takes these options also takes a mapping of the same names, such as
+    ``training={"max_epochs": 40}``. ``None`` is the default of the task and architecture.
+
+    Attributes
+    ----------
+    max_epochs
+        Passes over the training sections. By default 100 visits of a section in all for domains (at least 20 passes);
+        100 passes for expression (200 over one section, fewer over more than four); 120 visits for GenAR; 100 passes
+        for HiST.
+    max_minutes
+        Shorten the training to what fits into this time; the result then depends on the speed of the machine.
+    validation
+        Names of the sections on which the best weights are chosen and the model is calibrated; ``"auto"`` (default)
+        takes one if there are at least four, ``None`` none.
+    batch_sections
+        Sections per batch.
+    learning_rate
+        Peak learning rate of AdamW. By default 1e-3; 5e-4 for the universal transformer on expression, 5e-3 for GenAR
+        and 1e-4 for HiST.
+    warmup
+        Optimizer steps over which the learning rate rises to its peak. By default 30; 0 for HiST.
+    schedule
+        How the learning rate falls to zero after that: ``"linear"`` or ``"cosine"``.
+    weight_decay
+        Decay of the weights of linear maps. By default 0.5 for domains and GenAR, 0.1 for expression, 1e-4 for HiST.
+    clip
+        Largest norm of the gradient.
+    ema
+        Decay of the exponential moving average of the weights, which is what is kept. By default 0.98; 0 for HiST.
+    patience
+        Stop after this many validations without improvement.
+    validate_every
+        Epochs between validations.
+    augmentation
+        Draws a changed copy of a training section at each visit: a :class:`strecur.engine.Augmentation`, or any
+        callable of a section and a random generator.
+    tile
+        Train on tiles of this many lattice cells along a side, each with a halo as wide as the receptive field of one
+        outer step. If ``None`` (default), whole sections (for domains, crops of 4,096 neighbouring spots), or tiles if
+        a section exceeds the memory. Global tokens see the tile in training and the section in prediction.
+    smoothing
+        For domains: number of nearest spots, the spot itself included, over which the log-probabilities of network and
+        linear baseline are averaged. If ``None`` (default), 7 where a majority vote of as many neighbours keeps 99 % of
+        the annotation, otherwise 1.
+    checkpoint
+        Folder in which the state of the training is stored after epochs, so that the same call resumes after an
+        interruption and gives the same model. If ``None`` (default), nothing is written.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> st.Training(max_epochs=40, learning_rate=5e-4).max_epochs
+    40
+    """
+
+    max_epochs: int | None = None
+    max_minutes: float | None = None
+    validation: Literal["auto"] | str | Sequence[str] | None = "auto"
+    batch_sections: int = 1
+    learning_rate: float | None = None
+    warmup: int | None = None
+    schedule: Schedule | None = None
+    weight_decay: float | None = None
+    clip: float = 1.0
+    ema: float | None = None
+    patience: int = 8
+    validate_every: int = 5
+    augmentation: Callable[..., Any] | None = None
+    tile: int | None = None
+    smoothing: int | None = None
+    checkpoint: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        for name in given.keys() & {"max_epochs", "tile", "smoothing", "batch_sections", "patience", "validate_every"}:
+            check_whole(name, given[name])
+        for name in given.keys() & {"max_minutes", "learning_rate", "clip"}:
+            check_positive(name, given[name])
+        if "warmup" in given:
+            check_whole("warmup", self.warmup, least=0)
+        if "schedule" in given:
+            check_choice("schedule", self.schedule, get_args(Schedule))
+        if "weight_decay" in given:
+            check_not_negative("weight_decay", self.weight_decay)
+        if "ema" in given:
+            check_share("ema", self.ema)
+        if self.augmentation is not None and not callable(self.augmentation):
+            msg = f"augmentation={self.augmentation!r}: pass a strecur.engine.Augmentation, or leave it out"
+            raise TypeError(msg)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How a trained network is run on new sections.
+
+    Every function that takes these options also takes a mapping of the same names, such as ``inference={"depth": 8}``.
+
+    Attributes
+    ----------
+    depth
+        Outer steps. If ``None`` (default), as many as in training.
+    breadth
+        Independent restarts. With more than one, or a network trained with random starts, each has a random start.
+    selection
+        How restarts become one answer: the ``"converged"`` one with the smallest residual, a ``"vote"`` for every spot
+        (domains only), or the ``"mean"``. If ``None`` (default), ``"converged"`` for domains and ``"mean"`` for
+        expression.
+    noise
+        Standard deviation of the noise added to every update of the states.
+    symmetric
+        Test-time augmentation: average over the flips (on square lattices also rotations) of the lattice.
+    stop_early
+        Stop a section at its halt step instead of running all steps (adaptive computation).
+    halt_threshold
+        Halt probability above which a section stops, between 0 and 1. If ``None`` (default), that of the model, from
+        :func:`strecur.tl.calibrate_halting` or its halting recipe.
+    min_steps
+        Outer steps before which no section stops.
+    slots
+        Sections that are computed together; a section that stops makes room for the next one. It does not change
+        results.
+    tile, halo
+        Compute every step in tiles of this many cells along a side, with a halo of at least the receptive field of one
+        outer step; 0: whole sections. For networks without global tokens, halting and noise, with the same results.
+    n_samples
+        For models of counts: number of samples to draw from the predicted distribution (0, or at least 2), used to
+        estimate its spread. The point prediction does not change.
+    temperature
+        Temperature of these samples; below 1 they are closer to the most probable counts and vary less.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> st.Inference(depth=8, breadth=4).depth
+    8
+    """
+
+    depth: int | None = None
+    breadth: int = 1
+    selection: Selection | None = None
+    noise: float = 0.0
+    symmetric: bool = True
+    stop_early: bool = False
+    halt_threshold: float | None = None
+    min_steps: int = 2
+    slots: int = 1
+    tile: int = 0
+    halo: int = 0
+    n_samples: int = 0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.depth is not None:
+            check_whole("depth", self.depth)
+        for name in ("breadth", "min_steps", "slots"):
+            check_whole(name, getattr(self, name))
+        for name in ("tile", "halo"):
+            check_whole(name, getattr(self, name), least=0)
+        check_not_negative("noise", self.noise)
+        if self.halt_threshold is not None:
+            check_probability("halt_threshold", self.halt_threshold)
+        if self.selection is not None:
+            check_choice("selection", self.selection, get_args(Selection))
+        check_whole("n_samples", self.n_samples, least=-float("inf"))
+        if self.n_samples < 0 or self.n_samples == 1:
+            msg = f"n_samples={self.n_samples} must be 0 or at least 2"
+            raise ValueError(msg)
+        check_positive("temperature", self.temperature)
+
+
+def as_options(kind: type[Options], argument: str, given: Options | Mapping[str, object] | None) -> Options:
+    """Return options given as an object, as a mapping of their names, or not at all.
+
+    Raises
+    ------
+    TypeError
+        If it is neither, or a mapping has a name that is not an option; the message names the nearest one.
+    """
+    if given is None:
+        return kind()
+    if isinstance(given, kind):
+        return given
+    if not isinstance(given, Mapping):
+        msg = f"{argument}={given!r}: pass a strecur.{kind.__name__}, or a mapping of its options"
+        raise TypeError(msg)
+    known = [field.name for field in fields(kind)]
+    for name in given:
+        if name not in known:
+            raise TypeError(unknown_option(argument, str(name), known))
+    return kind(**dict[str, Any](given))
+
+
+def fill(options: Options, defaults: Mapping[str, Any]) -> Options:
+    """Replace options that are ``None`` by defaults."""
+    return replace(options, **{name: value for name, value in defaults.items() if getattr(options, name) is None})
+
+
+def unknown_option(argument: str, name: str, known: Sequence[str]) -> str:
+    """Say that an option does not exist, which one may have been meant, or where it belongs."""
+    elsewhere = [k for k in (Features, Training, Inference) if name in {field.name for field in fields(k)}]
+    if name in FLAT:
+        hint = f"{name} is an argument of the function itself"
+    elif elsewhere:
+        hint = f"{name} is an option of strecur.{elsewhere[0].__name__}"
+    else:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {sorted(known)}"
+    return f"{argument} has no option {name!r}; {hint}"
+
+
+FLAT = {
+    *("library_key", "use_rep", "genes", "extra_genes", "architecture", "backbone", "halting", "label_key", "rng"),
+    *("coverage", "abstain", "key_added", "table_key", "copy"),
+}
+"""Names that functions take themselves."""
