@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # before torch is loaded: processes that run side by side have one thread each
@@ -29,6 +33,17 @@ def _on_the_cpu():
 
     with st.settings.override(accelerator="cpu", precision="32-true", progress=False):
         yield
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return what sets the memory that seems to be free, in bytes."""
+    from strecur.engine import cost
+
+    def free(n_bytes: float) -> None:
+        monkeypatch.setattr(cost, "available_memory", lambda _device: n_bytes)
+
+    return free
 
 
 @pytest.fixture(scope="session")

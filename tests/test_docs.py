@@ -1,4 +1,4 @@
-"""Code in the documentation is Python, and calls what exists with arguments that exist."""
+"""Code of the documentation and the tutorials is valid Python; its functions, arguments and options exist."""
 
 from __future__ import annotations
 
@@ -6,60 +6,202 @@ import ast
 import inspect
 import json
 import re
+from dataclasses import fields
 from functools import reduce
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-import strecur
+import strecur as st
+from strecur import engine, nn
+from strecur.tl._cross_validation import OPTIONS as TRAIN
+from strecur.tl._scoring import DomainScoring, ExpressionScoring
 
 ROOT = Path(__file__).parents[1]
+GENERATED = {"errors.md"}
 PAGES = sorted(
     path
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "tutorials").glob("*.ipynb")]
-    if "_build" not in path.parts
+    if "_build" not in path.parts and path.name not in GENERATED
 )
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+ANY_BLOCK = re.compile(r"^```.*?^```", re.M | re.S)
+INLINE = re.compile(r"`([^`\n]+)`")
+CITED = re.compile(r"cite:p[:}]`([\w, ]+)`")
+
+NAMESPACES = {"st", "datasets", "get", "metrics", "pl", "pp", "presets", "settings", "tl"}
+CONFIGURATIONS = {name: getattr(module, name) for module in (nn, engine) for name in module.__all__}
+OPTIONS = {
+    "features": {field.name for field in fields(st.Features)},
+    "training": {field.name for field in fields(st.Training)},
+    "inference": {field.name for field in fields(st.Inference)},
+    "patches": {field.name for field in fields(st.pp.Patches)},
+    "train": TRAIN | DomainScoring.options | ExpressionScoring.options,
+}
 
 
 def text_of(path):
-    """Text of a page, or of all that is written between the code of a notebook."""
+    """Text of a page, or of the Markdown cells of a notebook."""
     text = path.read_text(encoding="utf-8")
-    if path.suffix != ".ipynb":
-        return text
-    return "\n".join("".join(c["source"]) + "\n" for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+    return "\n".join(cells(path, "markdown")) if path.suffix == ".ipynb" else text
 
 
-def calls(code):
-    """Calls of ``st.…`` in some code: the thing, its name, and the keywords it is given."""
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Attribute):
-            name = ast.unparse(node)
-            if name.startswith("st.") and name.count(".") <= 2:
-                yield reduce(getattr, name.split(".")[1:], strecur), name, []
-        if isinstance(node, ast.Call) and re.fullmatch(r"st\.[\w.]+", ast.unparse(node.func)):
+def cells(path, kind):
+    """Sources of the cells of one kind of a notebook."""
+    stored = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) + "\n" for cell in stored if cell["cell_type"] == kind]
+
+
+def code_of(path):
+    """Blocks of Python of a page; the code cells of a notebook are one more block, as they share their names."""
+    own = ["".join(cells(path, "code"))] if path.suffix == ".ipynb" else []
+    return [*own, *BLOCK.findall(text_of(path))]
+
+
+def inline_code_of(path):
+    """Arguments and expressions between backticks in the text of a page, as code; other spans are left out."""
+    for span in INLINE.findall(ANY_BLOCK.sub("", text_of(path))):
+        code = f"dict({span})" if re.match(rf"({'|'.join(OPTIONS)})=", span) else span
+        if code != span or re.match(r"[A-Za-z_.]+\(|st\.", span):
+            try:
+                ast.parse(code)
+            except SyntaxError:  # abbreviated, such as TRMConfig(sigma=…)
+                continue
+            yield code
+
+
+def imported(tree):
+    """Names that some code imports from strecur, each of which must exist."""
+    return {
+        alias.asname or alias.name: getattr(import_module(node.module), alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "strecur"
+        for alias in node.names
+    }
+
+
+def find(name, names):
+    """Return the thing of strecur with a dotted name, or ``None`` if the name is not one of strecur."""
+    first, *rest = name.split(".")
+    if first in names:
+        return reduce(getattr, rest, names[first])
+    if first not in NAMESPACES:
+        return None
+    return reduce(getattr, rest, st if first == "st" else getattr(st, first))
+
+
+def keys_of(node):
+    """Constant keys of a dictionary display."""
+    return [key.value for key in node.keys if isinstance(key, ast.Constant)]
+
+
+def unknown_options(argument, value):
+    """Keys of a mapping that are no options of this argument."""
+    if argument not in OPTIONS or not isinstance(value, ast.Dict):
+        return []
+    return [f"{argument}[{key!r}]" for key in keys_of(value) if key not in OPTIONS[argument]]
+
+
+def wrong_arguments(name, thing, call, assigned):
+    """Arguments of a call that do not fit the signature; mappings given as ``**name`` count if they are in the code."""
+    if not callable(thing):
+        return [f"{name} is not callable"]
+    if thing == st.settings.override:
+        return [f"settings.{k.arg}" for k in call.keywords if k.arg not in vars(st.settings)]
+    keywords, complete = [k.arg for k in call.keywords if k.arg], True
+    for starred in (k.value for k in call.keywords if not k.arg):
+        known = assigned.get(getattr(starred, "id", None))
+        keywords += known or []
+        complete &= known is not None
+    complete &= not any(map(is_dots, call.args))
+    signature = inspect.signature(thing)
+    try:
+        bind = signature.bind if complete else signature.bind_partial
+        bind(*[None] * sum(not is_dots(argument) for argument in call.args), **dict.fromkeys(keywords))
+    except TypeError as error:
+        return [f"{name}: {error}"]
+    return []
+
+
+def is_dots(node):
+    """Whether an argument stands for others: ``...`` or ``*names``."""
+    return isinstance(node, ast.Starred) or (isinstance(node, ast.Constant) and node.value is ...)
+
+
+def mistakes(code):
+    """Find calls and options of strecur that do not exist; names that do not exist raise an ``AttributeError``."""
+    tree = ast.parse(code)
+    names = CONFIGURATIONS | imported(tree)
+    assigned = {
+        target.id: keys_of(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.fullmatch(r"st\.\w+(\.\w+)?", ast.unparse(node)):
+            find(ast.unparse(node), names)
+        if isinstance(node, ast.Call):
+            found += [wrong for k in node.keywords for wrong in unknown_options(k.arg, k.value)]
             name = ast.unparse(node.func)
-            keywords = [keyword.arg for keyword in node.keywords if keyword.arg]
-            yield reduce(getattr, name.split(".")[1:], strecur), name, keywords
+            thing = find(name, names) if re.fullmatch(r"[\w.]+", name) else None
+            if thing is not None:
+                found += wrong_arguments(name, thing, node, assigned)
+        if isinstance(node, ast.Dict):
+            pairs = [(k.value, v) for k, v in zip(node.keys, node.values, strict=True) if isinstance(k, ast.Constant)]
+            found += [wrong for key, value in pairs for wrong in unknown_options(key, value)]
+    return found
 
 
-def wrong_keywords(code):
-    """Keywords that a function does not have."""
-    return [
-        f"{name}({keyword}=)"
-        for thing, name, keywords in calls(code)
-        for keyword in keywords
-        if keyword not in inspect.signature(thing).parameters
-    ]
+every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_code_is_possible(path):
-    assert [wrong for code in BLOCK.findall(text_of(path)) for wrong in wrong_keywords(code)] == []
+@every_page
+def test_code_calls_what_exists(path):
+    assert [wrong for code in code_of(path) for wrong in mistakes(code)] == []
 
 
-def test_impossible_code_is_noticed():
-    assert wrong_keywords("st.tl.train_domains(a, 'b', nonsense=1)") == ["st.tl.train_domains(nonsense=)"]
+@every_page
+def test_code_in_the_text_calls_what_exists(path):
+    assert [wrong for code in inline_code_of(path) for wrong in mistakes(code)] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("st.tl.train_domains(a, 'b', nonsense=1)", "nonsense"),
+        ("st.tl.train_domains(a)", "label_key"),
+        ("st.tl.train_domains(a, 'b', 'c')", "too many positional"),
+        ("st.tl.trm_domains(a, m, inference={'epochs': 1})", "inference['epochs']"),
+        ("common = {'nonsense': 1}\nst.tl.cross_validate(a, **common)", "nonsense"),
+        ("common = {'train': {'training': {'depth': 1}}}", "training['depth']"),
+        ("st.settings.override(device='cpu')", "settings.device"),
+        ("from strecur.nn import TRMConfig as T\nT(n_stps=1)", "n_stps"),
+    ],
+)
+def test_mistakes_are_noticed(code, wrong):
+    assert wrong in "; ".join(mistakes(code))
+
+
+@pytest.mark.parametrize("code", ["st.tl.nonsense(a)", "st.settings.nonsense = 1", "from strecur.nn import Nonsense"])
+def test_names_that_do_not_exist_are_noticed(code):
     with pytest.raises(AttributeError):
-        wrong_keywords("st.tl.nonsense(a)")
+        mistakes(code)
+
+
+def test_all_pages_are_read():
     assert len(PAGES) > 20
+    assert sum(len(code_of(path)) for path in PAGES) > 40
+    assert sum(len(list(inline_code_of(path))) for path in PAGES) > 25
+
+
+def test_citations_are_in_the_bibliography():
+    known = set(re.findall(r"@\w+\{(\w+),", (ROOT / "docs" / "references.bib").read_text(encoding="utf-8")))
+    texts = [text_of(path) for path in PAGES]
+    texts += [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+    cited = {key.strip() for text in texts for keys in CITED.findall(text) for key in keys.split(",")}
+    assert cited <= known
+    assert {"spatialtrm", "hist", "genar", "eqr", "trm"} <= cited

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -66,7 +68,7 @@ def test_sets_grow_with_coverage_and_are_never_empty():
     proba, labels = draw(1000)
     scores = conformal_scores(proba[:500], labels[:500])
     levels = [label_sets(proba[500:], scores, c) for c in (0.01, 0.9, 0.95, 0.99, 0.9999)]
-    for smaller, larger in zip(levels, levels[1:], strict=False):
+    for smaller, larger in itertools.pairwise(levels):
         assert (smaller <= larger).all()
         assert smaller.sum() < larger.sum()
     assert np.array_equal(levels[0].argmax(axis=1), proba[500:].argmax(axis=1))

@@ -100,7 +100,7 @@ def test_a_failed_save_leaves_the_old_model(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("strecur.models.io.folders.write_through", full_disk)
-    with pytest.raises(OSError, match="No space left .*the model that was there is kept"):
+    with pytest.raises(OSError, match=r"No space left .*the model that was there is kept"):
         make_model().save(path, overwrite=True)
     assert st.load_model(path).id == model.id
     assert [p.name for p in path.parent.iterdir()] == ["model"]

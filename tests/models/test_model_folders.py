@@ -91,7 +91,7 @@ def test_what_can_be_saved_can_be_loaded_and_the_other_way_round():
         model = make()
         model.network.head.linear.weight.data[0, 0] = float("nan")
         with tempfile.TemporaryDirectory() as place:
-            with pytest.raises(ValueError, match="head.linear.weight holds NaN"):
+            with pytest.raises(ValueError, match=r"head.linear.weight holds NaN"):
                 model.save(Path(place) / "model")
             assert list(Path(place).iterdir()) == []
 
@@ -183,7 +183,7 @@ def test_a_full_disk_keeps_the_old_model(folder):
 
     def save_on_full_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
-        with pytest.raises(OSError, match="cannot be written to .*the model that was there is kept"):
+        with pytest.raises(OSError, match=r"cannot be written to .*the model that was there is kept"):
             make_models.domain_model().save(folder, overwrite=True)
 
     assert in_child(save_on_full_disk) == (0, 0)
@@ -343,14 +343,14 @@ def test_weights_of_another_model_are_refused(folder):
     with pytest.raises(ModelFolderError, match="two files are of different models"):
         st.load_model(folder)
     shutil.copy(RELEASED / ({"domains", "expression"} - {folder.name}).pop() / "weights.safetensors", folder)
-    with pytest.raises(ModelFolderError, match="unknown|missing"):
+    with pytest.raises(ModelFolderError, match=r"unknown|missing"):
         st.load_model(folder)
 
 
 def test_an_unknown_format_is_refused_with_advice(folder):
     config, arrays = read(folder)
     write(folder, config | {"format": 2, "strecur": "3.1"}, arrays, seal=True)
-    with pytest.raises(ModelFolderError, match="format 2, written by strecur '3.1'.*Load it with the version"):
+    with pytest.raises(ModelFolderError, match=r"format 2, written by strecur '3.1'.*Load it with the version"):
         st.load_model(folder)
 
 

@@ -87,7 +87,7 @@ def test_before_training_a_linear_start_is_the_answer_and_it_is_never_trained():
     weight_FO, bias_O = torch.randn(6, 3), torch.randn(3)
     network.start_from(weight_FO, bias_O)
     batch = Batch(torch.randn(9, 6), Lattice(torch.arange(9) // 3, torch.arange(9) % 3, (9,), "square"))
-    output, _, carry = network.step(batch, network.start(batch))
+    output, _, _ = network.step(batch, network.start(batch))
     torch.testing.assert_close(output, batch.features_NF @ weight_FO + bias_O)
     output.sum().backward()
     assert network.head.linear.weight.grad.abs().sum() > 0

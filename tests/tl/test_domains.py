@@ -235,7 +235,7 @@ def test_spatialdata(sections, trained):
     sdata = SpatialData(
         tables={"counts": TableModel.parse(sections.copy()), "other": TableModel.parse(sections[:5].copy())}
     )
-    with pytest.raises(KeyError, match="counts.*other"):
+    with pytest.raises(KeyError, match=r"counts.*other"):
         calls.trm_domains(sdata, trained, **APPLY)
     calls.trm_domains(sdata, trained, **APPLY, table_key="counts")
     found = sdata.tables["counts"]
@@ -252,10 +252,10 @@ def test_representation_in_place_of_expression(sections):
     result = apply(sections, model)
     assert result.obs["trm_domains"].notna().all()
     sections.obsm["X_own"] = sections.obsm["X_own"][:, :5]
-    with pytest.raises(ValueError, match="5 columns.*trained on 6"):
+    with pytest.raises(ValueError, match=r"5 columns.*trained on 6"):
         apply(sections, model)
     del sections.obsm["X_own"]
-    with pytest.raises(KeyError, match="X_own.*trained on this representation"):
+    with pytest.raises(KeyError, match=r"X_own.*trained on this representation"):
         apply(sections, model)
 
 
@@ -328,7 +328,11 @@ BAD_TRAINING = {
         "domains are categories",
     ),
     "no lattice": (lambda a: a.obsm.__delitem__("grid"), KeyError, r"grid.*to_grid"),
-    "lattice of joined sections": (lambda a: {"library_key": a.uns["grid"].pop("params") and None}, ValueError, "library_key"),
+    "lattice of joined sections": (
+        lambda a: {"library_key": a.uns["grid"].pop("params") and None},
+        ValueError,
+        "library_key",
+    ),
     "log values": (lambda a: setattr(a, "X", np.log1p(a.X.toarray())), ValueError, "raw counts"),
     "negative values": (lambda a: setattr(a, "X", -a.X.toarray()), ValueError, "negative"),
     "infinite values": (lambda a: setattr(a, "X", np.full(a.shape, np.inf)), ValueError, "infinite"),
@@ -403,5 +407,5 @@ def test_names_that_are_not_unique_work(sections, trained):
 
 def test_the_dense_backbone_refuses_what_would_not_end(sections, monkeypatch):
     monkeypatch.setattr("strecur.nn.DenseConfig.max_spots", 100)
-    with pytest.raises(ValueError, match="dense backbone is for at most 100.*windowed"):
+    with pytest.raises(ValueError, match=r"dense backbone is for at most 100.*windowed"):
         train(sections, backbone="dense")

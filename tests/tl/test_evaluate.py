@@ -152,9 +152,7 @@ def test_patients_are_held_out_whole(models):
         assert row[score] == pytest.approx(np.mean([part[score] for part in parts]))
     assert row["n_spots"] == test.n_obs
 
-    by_section = evaluate(
-        adata, None, **{**options, "group_key": None, "donor_key": "patient", "groups": ["S1"]}
-    )
+    by_section = evaluate(adata, None, **{**options, "group_key": None, "donor_key": "patient", "groups": ["S1"]})
     assert by_section["shared_donor"].all()
     assert by_section["caution"].str.contains("other sections of P1 are in training").all()
 
@@ -216,10 +214,10 @@ def test_an_interrupted_run_continues(sections, models, monkeypatch, tmp_path, t
         evaluate(sections, **options, train={**TRAINING, "max_epochs": 2})
     with pytest.raises(ValueError, match="other data or settings"):
         evaluate(scrambled(sections, "S2"), **options)
-    with pytest.raises(ValueError, match="other data or settings.*trm"):
+    with pytest.raises(ValueError, match=r"other data or settings.*trm"):
         evaluate(sections, **options, architectures={"trm": TRMConfig(n_latent=2)})
     (tmp_path / "else.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="not a table of strecur.tl.cross_validate"):
+    with pytest.raises(ValueError, match=r"not a table of strecur.tl.cross_validate"):
         evaluate(sections, **{**options, "path": tmp_path / "else.csv"})
 
 

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import calls
 import numpy as np
 import pytest
 from scipy import sparse
-from strecur.tl._hist import OPTIMISATION
 
 import strecur as st
 from strecur.engine import HistAugmentation
@@ -50,13 +51,14 @@ def test_the_published_system_is_what_is_trained(sections, monkeypatch):
     rates = [learning_rate(step, 100, config) for step in range(1, 101)]
     expected = 0.5e-4 * (1 + np.cos(np.pi * np.arange(100) / 100))
     np.testing.assert_allclose(rates, expected, atol=1e-9)
-    linear = [learning_rate(step, 100, FitConfig(1, learning_rate=1e-4)) for step in range(1, 101)]
+    linear = [learning_rate(step, 100, replace(config, schedule="linear")) for step in range(1, 101)]
     assert np.abs(np.subtract(rates, linear)).max() > 1e-5
 
 
-def test_domains_are_learned_and_a_saved_model_says_the_same(sections, tmp_path, monkeypatch):
-    monkeypatch.setitem(OPTIMISATION, "learning_rate", 2e-3)  # a small network for a short time
-    model = train(sections, architecture="hist", backbone=HistConfig(width=32, n_heads=2), max_epochs=40)
+def test_domains_are_learned_and_a_saved_model_says_the_same(sections, tmp_path):
+    # a small network for a short time
+    backbone, options = HistConfig(width=32, n_heads=2), {"learning_rate": 2e-3, "max_epochs": 40}
+    model = train(sections, architecture="hist", backbone=backbone, **options)
     result = calls.trm_domains(sections, model, **APPLY, copy=True)
     assert st.metrics.domain_scores(sections.obs["domain"], result.obs["trm_domains"])["accuracy"] > 0.7
     model.save(tmp_path / "model")
@@ -85,4 +87,28 @@ def test_the_head_starts_at_the_training_means(sections):
 def test_another_backbone_does_not_belong_to_it(sections):
     with pytest.raises(ValueError, match="architecture='hist' has a backbone of its own"):
         train(sections, architecture="hist", backbone="dense")
-    assert OPTIMISATION["schedule"] == "cosine"
+
+
+def test_the_preset_is_what_its_name_stands_for(sections):
+    preset = st.presets.hist(TINY)
+    assert preset.backbone == replace(TINY, cells_per_pitch=1.5)
+    assert preset.training["schedule"] == "cosine"
+    assert preset.training["augmentation"] == HistAugmentation()
+    named = train(sections, architecture="hist", backbone=TINY, max_epochs=1)
+    given = train(sections, architecture=preset, max_epochs=1)
+    assert (given.architecture, given.backbone, given.halting) == (named.architecture, named.backbone, None)
+    for (name, a), b in zip(named.network.named_parameters(), given.network.parameters(), strict=True):
+        assert np.array_equal(a.detach(), b.detach()), name
+
+
+def test_options_of_the_caller_come_before_those_of_a_preset(sections):
+    preset = replace(st.presets.hist(TINY), training={**st.presets.hist(TINY).training, "max_epochs": 3})
+    assert len(train(sections, architecture=preset, max_epochs=1).history) == 1
+    assert len(train(sections, architecture=preset, max_epochs=None).history) == 3
+
+
+def test_a_preset_of_wrong_options_cannot_be_made():
+    with pytest.raises(TypeError, match="epochs"):
+        replace(st.presets.hist(), training={"epochs": 3})
+    with pytest.raises(ValueError, match="max_epochs=0"):
+        replace(st.presets.hist(), training={"max_epochs": 0})

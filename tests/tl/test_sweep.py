@@ -177,9 +177,9 @@ def test_predicted_expression_is_scored_against_the_counts(sections):
 def test_layers_of_every_backbone():
     from strecur.nn import DenseConfig, HierarchicalConfig, HistConfig, WindowedConfig
 
-    assert layers_per_call(WindowedConfig()) == layers_per_call(DenseConfig()) == 2
-    assert layers_per_call(HierarchicalConfig(n_levels=3, n_layers=2)) == 10
-    assert layers_per_call(HistConfig()) == 6
+    assert WindowedConfig().n_layers_per_call == DenseConfig().n_layers_per_call == 2
+    assert HierarchicalConfig(n_levels=3, n_layers=2).n_layers_per_call == 10
+    assert HistConfig().n_layers_per_call == 6
 
 
 BAD = {

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from strecur._settings import settings
 from strecur.engine.devices import make_fabric
-from strecur.models.network import recursion_of
 from strecur.nn import CountNetwork
 from strecur.options import Inference
 
@@ -32,7 +31,7 @@ class NetworkModel:
     @property
     def has_two_states(self) -> bool:
         """Whether the recursion has an answer and a latent, which can start at random."""
-        return not self.predicts_counts and recursion_of(self.architecture).has_two_states
+        return self.architecture.has_two_states
 
     @property
     def predicts_counts(self) -> bool:

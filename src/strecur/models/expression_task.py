@@ -111,7 +111,7 @@ class ExpressionTask(Task):
         return int(self.genes) if isinstance(self.genes, Integral) else len(as_names("genes", self.genes))
 
     def training_defaults(self, recipe: Recipe, split: Split) -> Mapping[str, Any]:
-        hide = HIDE if getattr(recipe.architecture, "has_two_states", False) else 0.0
+        hide = HIDE if recipe.architecture.has_two_states else 0.0
         return {
             "max_epochs": count_epochs(len(split.training)),
             "learning_rate": SLOW.get(recipe.architecture.name),
@@ -190,13 +190,13 @@ class CountTask(ExpressionTask):
         self, architecture: Architecture, backbone: str | BackboneConfig, layout: str
     ) -> BackboneConfig:
         """Return the backbone: with a recursion the one that is given, else one that sees spots one by one."""
-        assert isinstance(architecture, GenARConfig)
-        if architecture.recursion is not None:
+        config = as_genar(architecture)
+        if config.recursion is not None:
             return super().resolve_backbone(architecture, backbone, layout)
         if backbone != "windowed":
             msg = "without a recursion GenAR sees spots one by one and has no backbone; see GenARConfig(recursion=...)"
             raise ValueError(msg)
-        return PatchConfig(architecture.condition_width, architecture.dropout)
+        return PatchConfig(config.condition_width, config.dropout)
 
     def training_defaults(self, recipe: Recipe, split: Split) -> Mapping[str, Any]:
         if recipe.halting is not None:
@@ -220,12 +220,17 @@ class CountTask(ExpressionTask):
     ) -> tuple[SpotNetwork, Architecture]:
         """Create a network with scales, vocabulary and order of genes from the training spots."""
         counts_NG = lesson.target[lesson.taught_N]
-        assert isinstance(recipe.architecture, GenARConfig)
-        architecture, order_G = fit_counts(recipe.architecture, counts_NG, lesson.scale.genes, rng)
+        architecture, order_G = fit_counts(as_genar(recipe.architecture), counts_NG, lesson.scale.genes, rng)
         network = make_network(lesson, architecture, recipe, rng)
         assert isinstance(network.head, CountHead)
         network.head.fit(torch.from_numpy(order_G), torch.from_numpy(counts_NG))
         return network, architecture
+
+
+def as_genar(architecture: Architecture) -> GenARConfig:
+    """Return the architecture of a count task with its type."""
+    assert isinstance(architecture, GenARConfig)
+    return architecture
 
 
 def make_network(lesson: ExpressionLesson, architecture: Architecture, recipe: Recipe, rng: int) -> SpotNetwork:

@@ -241,7 +241,7 @@ def check_halting(halting: object, kind: str, backbone: BackboneConfig) -> None:
     if halting is not None and (not isinstance(halting, str) or halting not in fitting):
         msg = f"halting={halting!r} does not fit {kind}; choose one of {fitting}, or None"
         raise ValueError(msg)
-    if halting is not None and getattr(backbone, "n_global", 1) == 0:
+    if halting is not None and backbone.n_context == 0:
         msg = f"halting={halting!r} is read from a global token; choose halting=None, or n_global=1 in {backbone}"
         raise ValueError(msg)
 

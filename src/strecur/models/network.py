@@ -13,7 +13,6 @@ from strecur.nn import (
     BackboneConfig,
     CountHead,
     CountNetwork,
-    FeedforwardConfig,
     GenARConfig,
     LinearStart,
     RecursionConfig,
@@ -112,20 +111,12 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body = backbone.build()
-        iterated = recursion_of(architecture)
-        shrink_branches(body, iterated.branch_gain)
-        recursion = iterated.build(body)
+        shrink_branches(body, architecture.body.branch_gain)
+        recursion = architecture.body.build(body)
         if isinstance(architecture, GenARConfig):
             return CountNetwork(n_features, recursion, CountHead(backbone.width, architecture))
         start = LinearStart(n_features, n_outputs) if linear_start else None
         return SpotNetwork(n_features, recursion, head(backbone.width, n_outputs), halting=halting, linear_start=start)
-
-
-def recursion_of(architecture: Architecture) -> RecursionConfig:
-    """Return how the backbone is iterated; GenAR on single spots runs it once."""
-    if isinstance(architecture, GenARConfig):
-        return architecture.recursion or FeedforwardConfig()
-    return architecture
 
 
 def network_to_saved(

@@ -199,9 +199,8 @@ def check_inference(model: DomainModel | ExpressionModel, inference: Inference) 
 
 def planned_recursion(architecture: Architecture, backbone: BackboneConfig) -> RecursionConfig | None:
     """Return the recursion whose memory grows with the section; GenAR, which takes spots in groups, has none."""
-    if isinstance(architecture, GenARConfig) or not backbone.sees_other_spots:
-        return None
-    return architecture
+    grows = backbone.sees_other_spots and architecture.name != GenARConfig.name
+    return architecture.body if grows else None
 
 
 def check_size(backbone: BackboneConfig, sizes: Mapping[str, int]) -> str:

@@ -45,7 +45,7 @@ class ExpressionTarget:
     layer: str | None
 
     def measure(self, adata: AnnData) -> np.ndarray:
-        """Return the values of every spot, spots × genes float32; NaN for missing genes and spots without library size."""
+        """Return the values of every spot, spots × genes float32; NaN for missing genes or library size."""
         selection, _ = find_genes(adata, self.genes)
         counts = read_counts(adata, self.layer)
         values = (counts @ selection).toarray()

@@ -60,6 +60,11 @@ class RecursionConfig:
         """Calls of the backbone per outer step."""
         return self.n_gradient_calls
 
+    @property
+    def body(self) -> RecursionConfig:
+        """Recursion over the backbone; that of an architecture in which it is one part."""
+        return self
+
 
 @dataclass(frozen=True)
 class TRMConfig(RecursionConfig):

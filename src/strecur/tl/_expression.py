@@ -146,7 +146,7 @@ def train_expression(
         msg = "the object has no genes; training needs sections with raw counts beside their images"
         raise ValueError(msg)
     library_key = find_library_key(table, library_key)
-    is_counts = isinstance(architecture, GenARConfig) or architecture == GenARConfig.name
+    is_counts = getattr(architecture, "name", architecture) == GenARConfig.name
     task = (CountTask if is_counts else ExpressionTask)(use_rep, genes, extra_genes, library_key)
     return fit_model(task, read_section_data(table, library_key, use_rep=use_rep, hint=EMBED), request, rng=rng)
 
