@@ -28,13 +28,14 @@ import numpy as np
 import pandas as pd
 import torch
 from packing import canvas_forward
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
 import strecur as st
 from strecur.engine import Augmentation, Section, collate, make_fabric, predict
 from strecur.engine.cost import Workload, memory
 from strecur.engine.devices import fast_bf16
-from strecur.engine.training import Stepper, Visit, make_optimizer
+from strecur.engine.training import make_optimizer
 from strecur.models.fitting import TRAINING_DEFAULTS
 from strecur.models.network import build_network, resolve_architecture, resolve_backbone
 from strecur.nn import DenseBackbone, DomainHead, ExpressionHead, Lattice, SpotNetwork
@@ -124,11 +125,14 @@ def run_case(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> di
     if phase != "inference":
         training = Training(**TRAINING_DEFAULTS)
         batch, generator = collate([section]), torch.Generator().manual_seed(0)
-        stepper, optimizer = fabric.setup(Stepper(network), make_optimizer(network, training))
+        optimizer = make_optimizer(network, training)
 
         def call() -> None:
-            fabric.backward(stepper(Visit(network, batch, 2, generator)))
-            fabric.clip_gradients(stepper, optimizer, max_norm=training.clip)
+            carry = network.training_start(batch, 2, generator)
+            with fabric.autocast():
+                loss, _ = network.training_step(batch, carry, generator)
+            loss.backward()
+            clip_grad_norm_(network.parameters(), training.clip)
             optimizer.step()
             optimizer.zero_grad()
 

@@ -1,6 +1,6 @@
 """Draw the figures of the documentation into ``docs/_static``: ``python docs/figures.py``.
 
-Everything is drawn from synthetic sections with fixed seeds. A small network is trained, which takes a minute or two.
+All figures show synthetic sections with fixed seeds. A small network is trained, which takes one or two minutes.
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ def main() -> None:
     save(draw_lattices(), "lattices")
     save(draw_recursion(), "recursion")
     save(draw_backbones(), "backbones")
-    model, new, annotated, judge = train()
-    save(draw_overview(annotated, new), "front")
-    save(np.ravel(st.pl.refinement(new))[0].figure, "refinement")
-    save(draw_thinking(new), "thinking")
-    save(draw_breadth(model, new), "breadth")
-    save(draw_confidence(model, new, judge), "confidence")
+    with st.settings.override(accelerator="cpu", progress=False):
+        model, new, annotated, judge = train()
+        save(draw_overview(annotated, new), "front")
+        save(np.ravel(st.pl.refinement(new))[0].figure, "refinement")
+        save(draw_thinking(new), "thinking")
+        save(draw_breadth(model, new), "breadth")
+        save(draw_confidence(model, new, judge), "confidence")
 
 
 def save(figure: plt.Figure, name: str) -> None:
-    """Write a PNG with a palette, which is a third of the size."""
+    """Write a PNG with a palette, which reduces its size to a third."""
     from PIL import Image
 
     path = OUT / f"{name}.png"
@@ -65,21 +66,17 @@ def train() -> tuple[DomainModel, AnnData, AnnData, AnnData]:
     model = st.tl.train_domains(
         annotated,
         "domain",
-        library_key="section",
         architecture=TRMConfig(n_steps=3, sigma=(1.0, 1.0)),
         backbone=WindowedConfig(width=64, n_heads=2),
-        smoothing=1,  # shows the steps of the network itself
-        max_epochs=30,
-        accelerator="cpu",
-        progress=False,
+        training={"smoothing": 1, "max_epochs": 30},  # without smoothing, to show the steps of the network
     )
     new = parts["S2"]
-    st.tl.trm_domains(new, model, library_key="section", depth=5, accelerator="cpu", progress=False)
+    st.tl.trm_domains(new, model, inference={"depth": 5})
     return model, new, annotated, parts["S4"]
 
 
 def bare(ax: Axes, title: str = "") -> Axes:
-    """Axes without anything around them."""
+    """Remove ticks and spines."""
     ax.set(xticks=[], yticks=[], title=title)
     ax.set_aspect("equal")
     for spine in ax.spines.values():
@@ -88,11 +85,16 @@ def bare(ax: Axes, title: str = "") -> Axes:
 
 
 def draw_lattices() -> plt.Figure:
-    """Places of spots in the three layouts, with row and column of some."""
+    """Draw the spots of the three layouts with their rows and columns."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.9), layout="constrained")
-    rng = np.random.default_rng(0)
+    draw_hex(bare(axes[0], "hex: Visium"))
+    draw_square(bare(axes[1], "square: ST, Visium HD"))
+    draw_irregular(bare(axes[2], "irregular: single cells"))
+    return figure
 
-    ax = bare(axes[0], "hex: Visium")
+
+def draw_hex(ax: Axes) -> None:
+    """Draw staggered rows."""
     for row in range(5):
         for col in range(row % 2, 12, 2):
             x, y = col / 2, row * np.sqrt(3) / 2
@@ -103,9 +105,11 @@ def draw_lattices() -> plt.Figure:
                 x, y, f"{row},{col}", ha="center", va="center", fontsize=8.5, color="w" if (row, col) == (2, 4) else "k"
             )
     ax.set(xlim=(-0.6, 6.1), ylim=(4.0, -0.6))
-    ax.set_xlabel("columns in half steps; two spots are\nmissing, and nothing takes their place")
+    ax.set_xlabel("columns in half steps; the sites of\ntwo missing spots stay empty")
 
-    ax = bare(axes[1], "square: ST, Visium HD")
+
+def draw_square(ax: Axes) -> None:
+    """Draw straight rows."""
     for row in range(5):
         for col in range(7):
             if (row, col) in {(0, 0), (4, 6), (4, 5), (0, 6)}:
@@ -113,10 +117,12 @@ def draw_lattices() -> plt.Figure:
             ax.add_patch(Rectangle((col - 0.45, row - 0.45), 0.9, 0.9, facecolor=LIGHT, edgecolor=BLUE))
             ax.text(col, row, f"{row},{col}", ha="center", va="center", fontsize=8.5)
     ax.set(xlim=(-0.7, 6.7), ylim=(4.7, -0.7))
-    ax.set_xlabel("rows and columns as they are")
+    ax.set_xlabel("rows and columns of the array")
 
-    ax = bare(axes[2], "irregular: single cells")
-    points = rng.uniform(0.4, 6.6, (200, 2)) * [1, 0.7]
+
+def draw_irregular(ax: Axes) -> None:
+    """Draw cells and the sites they are placed on."""
+    points = np.random.default_rng(0).uniform(0.4, 6.6, (200, 2)) * [1, 0.7]
     kept = []
     for point in points:
         if all(np.hypot(*(point - other)) > 0.85 for other in kept):
@@ -134,14 +140,13 @@ def draw_lattices() -> plt.Figure:
         ax.add_patch(Rectangle((site[0] - 0.28, site[1] - 0.28), 0.56, 0.56, facecolor=LIGHT, edgecolor=BLUE, lw=0.8))
         ax.annotate("", site, (x, y), arrowprops={"arrowstyle": "-", "color": ORANGE})
         ax.plot(x, y, "o", color=ORANGE, ms=5)
-    ax.set_xlabel("each cell (orange) takes the nearest free place")
-    return figure
+    ax.set_xlabel("each cell (orange) takes the nearest free site")
 
 
 def box(
     ax: Axes, place: tuple[float, float], size: tuple[float, float], text: str, color: str, **options: object
 ) -> None:
-    """Draw a labelled box around a place."""
+    """Draw a labelled box."""
     (x, y), (w, h) = place, size
     ax.add_patch(
         FancyBboxPatch(
@@ -162,13 +167,13 @@ def arrow(
 
 
 def draw_recursion() -> plt.Figure:
-    """One block: the latent is revised several times, then the answer; outer steps one after the other."""
+    """Draw one block, several updates of the latent and one of the answer, and a sequence of outer steps."""
     figure, (ax, steps) = plt.subplots(2, 1, figsize=(9.5, 5.6), height_ratios=[1.9, 1], layout="constrained")
     bare(ax)
     ax.set(xlim=(0, 11), ylim=(0, 4.4))
     box(ax, (1.2, 3.5), (1.9, 0.9), "features $x$\nof every spot", "#f3e7d3")
     box(ax, (5.5, 2.2), (2.3, 1.1), "one small network\n(two layers)", "#dfe8f3", weight="bold")
-    box(ax, (9.6, 3.5), (2.2, 0.9), "latent $z$\nscratch notes", "#e4efe4")
+    box(ax, (9.6, 3.5), (2.2, 0.9), "latent $z$\nof every spot", "#e4efe4")
     box(ax, (9.6, 0.8), (2.2, 0.9), "answer $y$\nof every spot", "#f5dfd5")
     arrow(ax, (2.2, 3.4), (4.3, 2.5), bend=-0.1)
     arrow(ax, (6.75, 2.4), (9.2, 2.95), bend=0.2, color=GREEN)
@@ -178,12 +183,12 @@ def draw_recursion() -> plt.Figure:
     ax.text(
         4.4,
         4.1,
-        "three times: revise the notes\nwith features, notes and answer",
+        "three updates of the latent\nfrom features, latent and answer",
         color=GREEN,
         ha="center",
         va="center",
     )
-    ax.text(5.2, 0.35, "then once: revise the answer with the notes", color=ORANGE, ha="center", va="center")
+    ax.text(5.2, 0.35, "then one update of the answer from the latent", color=ORANGE, ha="center", va="center")
     ax.set_title("a block", loc="left", fontsize=12)
     bare(steps)
     steps.set(xlim=(0, 11), ylim=(0, 2))
@@ -193,15 +198,13 @@ def draw_recursion() -> plt.Figure:
         if i < 3:
             arrow(steps, (x + 0.9, 1.35), (x + 1.72, 1.35))
         arrow(steps, (x, 0.95), (x, 0.45), color=ORANGE)
-        steps.text(x, 0.2, f"map {i + 1}", ha="center", va="center", color=ORANGE)
-    steps.set_title(
-        "outer steps: every one ends with a map, and in training with a grade for it", loc="left", fontsize=12
-    )
+        steps.text(x, 0.2, f"answer {i + 1}", ha="center", va="center", color=ORANGE)
+    steps.set_title("outer steps: each ends with an answer and, in training, a loss", loc="left", fontsize=12)
     return figure
 
 
 def draw_backbones() -> plt.Figure:
-    """What one spot sees in a layer of each backbone."""
+    """Draw what one spot sees in a layer of each backbone."""
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.7), layout="constrained")
     side, centre = 16, (9, 6)
     rows, cols = np.mgrid[:side, :side]
@@ -213,8 +216,8 @@ def draw_backbones() -> plt.Figure:
     }
     notes = {
         "dense": "every spot of its section",
-        "windowed": "its window of 8 × 8 cells,\nand a few tokens that see everything",
-        "hierarchical": "its window, then windows\nof coarser and coarser lattices",
+        "windowed": "its window of 8 × 8 cells, and\na few tokens that see the section",
+        "hierarchical": "its window, and windows\nof coarser lattices",
     }
     for ax, (name, mask) in zip(axes, seen.items(), strict=True):
         bare(ax, name)
@@ -240,12 +243,12 @@ def draw_backbones() -> plt.Figure:
 
 
 def draw_overview(annotated: AnnData, new: AnnData) -> plt.Figure:
-    """Annotated sections, the model, a new section with its domains and their confidence."""
+    """Draw annotated sections, the model, and a new section with its domains and their confidence."""
     figure = plt.figure(figsize=(13, 3.6))
     left = [figure.add_axes([0.0 + 0.155 * i, 0.05, 0.15, 0.8]) for i in range(2)]
     middle = figure.add_axes([0.315, 0.05, 0.2, 0.9])
     right = [figure.add_axes([0.53 + 0.21 * i, 0.05, 0.19, 0.85]) for i in range(2)]
-    st.pl.domains(annotated, "domain", library_key="section", ax=left)
+    st.pl.domains(annotated, "domain", ax=left)
     st.pl.domains(new, ax=right[:1])
     st.pl.confidence(new, ax=right[1:])
     for ax, title in zip((*left, *right), ("S1", "S3", "a new section: domains", "confidence"), strict=True):
@@ -254,44 +257,42 @@ def draw_overview(annotated: AnnData, new: AnnData) -> plt.Figure:
             ax.get_legend().remove()
     for extra in figure.axes[5:]:
         extra.remove()
-    figure.text(0.15, 0.99, "sections that you annotated", ha="center", fontsize=13)
+    figure.text(0.15, 0.99, "annotated sections", ha="center", fontsize=13)
     bare(middle)
     middle.set(xlim=(0, 4), ylim=(1, 4.2))
     box(middle, (2.0, 2.0), (2.1, 1.3), "tiny recursive\nmodel", "#dfe8f3", weight="bold")
     arrow(middle, (0.1, 2.0), (0.9, 2.0))
     arrow(middle, (3.1, 2.0), (3.9, 2.0))
     arrow(middle, (2.6, 2.75), (1.4, 2.75), bend=0.9, color=GREEN)
-    middle.text(2.0, 3.72, "again and again", ha="center", va="bottom", color=GREEN)
+    middle.text(2.0, 3.72, "repeated", ha="center", va="bottom", color=GREEN)
     return figure
 
 
 def draw_thinking(new: AnnData) -> plt.Figure:
-    """Settling steps of the spots and halt probability of the section."""
+    """Draw the settling steps of the spots and the halt probability of the section."""
     return np.ravel(st.pl.halt_steps(new))[0].figure
 
 
 def draw_breadth(model: DomainModel, new: AnnData) -> plt.Figure:
-    """Restarts: how fast they come to rest, and where they disagree."""
-    options = {"library_key": "section", "accelerator": "cpu", "progress": False}
-    st.tl.trm_domains(new, model, depth=8, breadth=8, selection="vote", key_added="attempts", **options)
+    """Draw how fast restarts converge, and where they disagree."""
+    st.tl.trm_domains(new, model, inference={"depth": 8, "breadth": 8, "selection": "vote"}, key_added="restarts")
     figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.9), layout="constrained")
-    st.pl.convergence(new, "attempts", ax=axes[0])
-    axes[0].set_title("eight attempts come to rest")
-    st.pl.domains(new, "attempts", ax=axes[1:2])
-    axes[1].set_title("what most of them say")
-    share = new.obs["attempts_agreement"].to_numpy()
+    st.pl.convergence(new, "restarts", ax=axes[0])
+    axes[0].set_title("eight restarts converge")
+    st.pl.domains(new, "restarts", ax=axes[1:2])
+    axes[1].set_title("majority of the restarts")
+    share = new.obs["restarts_agreement"].to_numpy()
     place = new.obsm["spatial"]
-    dots = bare(axes[2], "how many agree").scatter(*place.T, c=share, s=30, marker="h", cmap="magma", vmin=0.4, vmax=1)
+    dots = bare(axes[2], "agreement").scatter(*place.T, c=share, s=30, marker="h", cmap="magma", vmin=0.4, vmax=1)
     axes[2].invert_yaxis()
-    figure.colorbar(dots, ax=axes[2], shrink=0.7, label="share of attempts")
+    figure.colorbar(dots, ax=axes[2], shrink=0.7, label="share of restarts")
     return figure
 
 
 def draw_confidence(model: DomainModel, new: AnnData, judge: AnnData) -> plt.Figure:
-    """Confidence before and after calibration, and sets of labels."""
-    options = {"library_key": "section", "accelerator": "cpu", "progress": False}
-    st.tl.calibrate(judge, model, "domain", **options)
-    st.tl.trm_domains(new, model, depth=3, coverage=0.9, key_added="calibrated", **options)
+    """Draw the confidence after calibration, and the sets of labels."""
+    st.tl.calibrate(judge, model, "domain")
+    st.tl.trm_domains(new, model, inference={"depth": 3}, coverage=0.9, key_added="calibrated")
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.9), layout="constrained")
     st.pl.confidence(new, "calibrated", ax=axes[:1])
     st.pl.reliability(new, "calibrated", truth="domain", ax=axes[1:])

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 mpl.use("Agg")
 
 SECTIONS = {"library_key": "section"}
-CPU = {"accelerator": "cpu", "precision": "32-true", "progress": False}
 NETWORK = {"backbone": WindowedConfig(width=32, n_heads=2, window=4, n_global=1), "n_components": 8}
-QUICK = {**SECTIONS, **CPU, **NETWORK, "neighbours": (7,), "max_epochs": 2, "validation": None}
+BRIEFLY = {"neighbours": (7,), "max_epochs": 1, "validation": None}
+QUICK = {**SECTIONS, **NETWORK, **BRIEFLY, "max_epochs": 2}
 COUNTS = GenARConfig(width=24, n_heads=2, n_layers=1, condition_width=24, n_groups=2, spots_per_step=16)
 MEANS = Encoder("means", lambda patches: patches.mean(axis=(1, 2)), 3, size=16)
 
@@ -74,7 +74,7 @@ def domain_model() -> st.models.DomainModel:
 @cache
 def _calibrated() -> st.models.DomainModel:
     model = domain_model()
-    calls.calibrate(sections(), model, "domain", **SECTIONS, **CPU)
+    calls.calibrate(sections(), model, "domain", **SECTIONS)
     return model
 
 
@@ -90,7 +90,7 @@ def _one_state() -> st.models.DomainModel:
 @cache
 def _labelled() -> AnnData:
     adata = sections()
-    calls.trm_domains(adata, _calibrated(), **SECTIONS, **CPU, breadth=2, coverage=0.9)
+    calls.trm_domains(adata, _calibrated(), **SECTIONS, breadth=2, coverage=0.9)
     return adata
 
 
@@ -140,19 +140,19 @@ def expression_model() -> st.models.ExpressionModel:
 @cache
 def _expression_calibrated() -> st.models.ExpressionModel:
     model = expression_model()
-    calls.calibrate_expression(_new(), model, **SECTIONS, **CPU)
+    calls.calibrate_expression(_new(), model, **SECTIONS)
     return model
 
 
 @cache
-def _linear_model() -> st.models.ExpressionModel:
+def _linear_model() -> st.models.LinearExpressionModel:
     return train_expression(_pair(), architecture="linear")
 
 
 @cache
 def _count_model() -> st.models.ExpressionModel:
     options = {"architecture": COUNTS, "genes": GENES, "n_components": 6, "neighbours": (9,), "max_epochs": 1}
-    return calls.train_expression(_pair(), **SECTIONS, **CPU, **options)
+    return calls.train_expression(_pair(), **SECTIONS, **options)
 
 
 @cache
@@ -231,35 +231,42 @@ def function(name: str) -> Callable:
     return found
 
 
-PATCHES = {**SECTIONS, "encoder": MEANS, "patch_px": 100, "image_scale": 0.25, "progress": False}
-PREDICT = {**SECTIONS, **CPU}
+PATCHES = {**SECTIONS, "encoder": MEANS, "px": 100, "image_scale": 0.25}
 METRIC = {"predicted": lambda: log_values(1)}
 COUNT_METRIC = {"predicted": lambda: counts(1)}
 
-# First argument and options of a valid call; what is callable is called to get the value.
+# First argument and options of a valid call, all side by side; what is callable is called to get the value.
 VALID: dict[str, tuple[Callable, dict[str, object]]] = {
     "pp.to_grid": (raw, SECTIONS),
     "pp.embed_patches": (raw, {"image": images, **PATCHES}),
+    "pp.load_encoder": (None, {"name": "texture"}),
     "pp.tile_image": (image, {"pitch_px": 25}),
     "pp.fit_stain_reference": (raw, SECTIONS),
     "pp.high_mean_high_variance_genes": (raw, {"n_genes": 10, **SECTIONS}),
     "tl.train_domains": (sections, {"label_key": "domain", **QUICK}),
-    "tl.trm_domains": (sections, {"model": calibrated, **PREDICT}),
+    "tl.trm_domains": (sections, {"model": calibrated, **SECTIONS}),
     "tl.train_expression": (
         pair,
-        {**SECTIONS, **CPU, **NETWORK, "n_components": 6, "neighbours": (9,), "genes": GENES, "max_epochs": 2},
+        {**SECTIONS, **NETWORK, "n_components": 6, "neighbours": (9,), "genes": GENES, "max_epochs": 2},
     ),
-    "tl.predict_expression": (new, {"model": lambda: deepcopy(_expression_calibrated()), **PREDICT}),
-    "tl.calibrate": (sections, {"model": domain_model, "label_key": "domain", **PREDICT}),
-    "tl.calibrate_expression": (new, {"model": expression_model, **PREDICT}),
-    "tl.calibrate_halting": (sections, {"model": domain_model, "depth": 3, **PREDICT}),
+    "tl.predict_expression": (new, {"model": lambda: deepcopy(_expression_calibrated()), **SECTIONS}),
+    "tl.calibrate": (sections, {"model": domain_model, "label_key": "domain", **SECTIONS}),
+    "tl.calibrate_expression": (new, {"model": expression_model, **SECTIONS}),
+    "tl.calibrate_halting": (sections, {"model": domain_model, "depth": 3, **SECTIONS}),
     "tl.recursion_sweep": (
         sections,
-        {"model": domain_model, "label_key": "domain", "depths": (1, 2), "n_latent": (1, 2), "n_deep": (1,), **PREDICT},
+        {
+            "model": domain_model,
+            "label_key": "domain",
+            "depths": (1, 2),
+            "n_latent": (1, 2),
+            "n_deep": (1,),
+            **SECTIONS,
+        },
     ),
     "tl.landscape": (
         sections,
-        {"model": domain_model, "label_key": "domain", "depth": 3, "breadth": 2, "n_spots": 20, **PREDICT},
+        {"model": domain_model, "label_key": "domain", "depth": 3, "breadth": 2, "n_spots": 20, **SECTIONS},
     ),
     "tl.cluster_latent": (clustered, {"n_domains": 3, **SECTIONS}),
     "get.expression": (predicted, {}),
@@ -299,14 +306,12 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
     "tl.cross_validate": (
         sections,
         {
-            "task": "domains",
             "label_key": "domain",
             **SECTIONS,
-            **CPU,
             "groups": ["S3"],
             "architectures": ("feedforward",),
             "seeds": (0,),
-            "training": lambda: {**NETWORK, "neighbours": (7,), "max_epochs": 1, "validation": None},
+            "train": lambda: calls.grouped("train_domains", **NETWORK, **BRIEFLY),
         },
     ),
     "pl.benchmark": (cross_validated, {}),
@@ -336,8 +341,8 @@ def made_now(value: object) -> object:
 
 
 def call(name: str, first: object, options: Mapping[str, object]) -> object:
-    """Call a public function, whose first argument is given by position."""
-    return function(name)(**options) if first is None else function(name)(first, **options)
+    """Call a public function with options side by side, which are grouped; the first argument is given by position."""
+    return calls.call(function(name), *(() if first is None else (first,)), **options)
 
 
 def fingerprint(value: object) -> str:

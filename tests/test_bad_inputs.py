@@ -1,4 +1,4 @@
-"""Nothing wrong passes in silence, and nothing is changed by what is refused; see bad_inputs.py for the cases."""
+"""Invalid input raises and changes nothing; see bad_inputs.py for the cases."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from bad_inputs import CASES, Case
 import strecur as st
 
 SOURCE = Path(st.__file__).parent
-REFUSED = [case for case in CASES if case.error is not None]
-RIGHT = [case for case in CASES if case.error is None]
+INVALID = [case for case in CASES if case.error is not None]
+UNUSUAL = [case for case in CASES if case.error is None]
 
 
 def name_of(case: Case) -> str:
@@ -34,8 +34,8 @@ def _quiet(caplog):
     plt.close("all")
 
 
-@pytest.mark.parametrize("case", REFUSED, ids=name_of)
-def test_what_is_wrong_is_refused_and_changes_nothing(case):
+@pytest.mark.parametrize("case", INVALID, ids=name_of)
+def test_invalid_input_raises_and_changes_nothing(case):
     first, options = case.arguments()
     before = world.fingerprint((first, options))
     with pytest.raises(case.error) as caught:
@@ -56,8 +56,8 @@ def expected(call: str) -> object:
     return first if found is None else found
 
 
-@pytest.mark.parametrize("case", RIGHT, ids=name_of)
-def test_what_only_looks_wrong_gives_a_right_result(case):
+@pytest.mark.parametrize("case", UNUSUAL, ids=name_of)
+def test_unusual_input_gives_a_right_result(case):
     first, options = case.arguments()
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
@@ -69,12 +69,18 @@ def test_every_public_function_is_tried():
     tried = {case.call for case in CASES}
     spaces = ("datasets", "get", "metrics", "pl", "pp", "tl")
     public = {f"{space}.{name}" for space in spaces for name in getattr(st, space).__all__}
-    # refused where they are made, see tests of encoders
-    assert public - tried == {"pp.Encoder"}
+    # these raise where they are made, see tests of encoders and patches
+    assert public - tried == {"pp.Encoder", "pp.Patches"}
     assert {*world.VALID, *world.NEEDS_FILES} == tried
     assert [name for name, n in Counter(map(name_of, CASES)).items() if n > 1] == []
     assert len(CASES) >= 100
 
 
-def test_the_page_of_the_documentation_is_up_to_date():
-    assert bad_inputs.PAGE.read_text(encoding="utf-8") == bad_inputs.page(), "run python tests/bad_inputs.py"
+def test_the_page_has_every_public_function_and_every_case():
+    text = bad_inputs.page()
+    headings = [line.removeprefix("## ").strip("`") for line in text.splitlines() if line.startswith("## ")]
+    assert set(headings) == {case.call for case in CASES}
+    assert len(set(headings)) == len(headings)
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| input", "| ---"))]
+    assert len(rows) == len(CASES)
+    assert all(row.count(" | ") == 1 for row in rows), "a bar would break the table"

@@ -62,8 +62,8 @@ def code_of(path):
 def inline_code_of(path):
     """Arguments and expressions between backticks in the text of a page, as code; other spans are left out."""
     for span in INLINE.findall(ANY_BLOCK.sub("", text_of(path))):
-        code = f"dict({span})" if re.match(rf"({'|'.join(OPTIONS)})=", span) else span
-        if code != span or re.match(r"[A-Za-z_.]+\(|st\.", span):
+        code = f"dict({span})" if re.match(r"\w+=[^=]", span) else span
+        if code != span or re.match(r"[\w.]+\(|st\.", span):
             try:
                 ast.parse(code)
             except SyntaxError:  # abbreviated, such as TRMConfig(sigma=…)

@@ -1,4 +1,4 @@
-"""Examples in docstrings do what they say."""
+"""The examples in docstrings run and give the stated output."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from copy import deepcopy
 from types import ModuleType
 
 import pytest
-from test_api_contract import DOCUMENTED, VERBS
+from test_api_contract import DOCUMENTED, VERBS, exported
 
 import strecur
 
+OTHERS = {
+    "Features": strecur.Features,
+    "Training": strecur.Training,
+    "Inference": strecur.Inference,
+    "settings.override": strecur.settings.override,
+}
 EXAMPLES = {
     name: examples
-    for name, thing in {**DOCUMENTED, "settings.override": strecur.settings.override}.items()
+    for name, thing in {**DOCUMENTED, **exported("nn", "engine", "presets"), **OTHERS}.items()
     if (examples := doctest.DocTestParser().get_examples(inspect.getdoc(thing) or ""))
 }
 PREPARATION = ("train_domains(", "trm_domains(", "embed_patches(", "train_expression(", "predict_expression(")
@@ -23,7 +29,7 @@ PREPARED = {}
 
 
 def run(examples, namespace):
-    """Run some lines in a namespace, which must do what they say, and return it."""
+    """Run examples in a namespace, check their output, and return the namespace."""
     report = []
     test = doctest.DocTest(list(examples), namespace, "example", None, None, None)
     doctest.DocTestRunner().run(test, out=report.append, clear_globs=False)
@@ -32,7 +38,7 @@ def run(examples, namespace):
 
 
 def copied(namespace):
-    """Objects as they are now, whatever is done to them later."""
+    """Copy the objects of a namespace, so that later changes do not reach them."""
     return {name: thing if isinstance(thing, ModuleType) else deepcopy(thing) for name, thing in namespace.items()}
 
 
@@ -45,7 +51,7 @@ def test_example(name, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     examples = EXAMPLES[name]
-    # many begin with the same training, which is run once
+    # the training that several examples start with is run once
     cut = max((i + 1 for i, e in enumerate(examples) if any(word in e.source for word in PREPARATION)), default=0)
     begin = "".join(e.source for e in examples[:cut])
     with warnings.catch_warnings():
@@ -56,8 +62,8 @@ def test_example(name, tmp_path, monkeypatch):
     plt.close("all")
 
 
-def test_every_verb_has_an_example():
-    assert sorted(set(VERBS) - set(EXAMPLES)) == []
+def test_every_function_has_an_example():
+    assert sorted((set(VERBS) | set(OTHERS)) - set(EXAMPLES)) == []
 
 
 def test_a_wrong_example_is_noticed():

@@ -18,7 +18,7 @@ from strecur.nn import WindowedConfig
 mpl.use("Agg")
 
 MEANS = st.pp.Encoder("means", lambda patches: patches.mean(axis=(1, 2)), 3, size=8)
-RUN = {"library_key": "region", "accelerator": "cpu", "precision": "32-true", "progress": False}
+RUN = {"library_key": "region"}
 SMALL = {"backbone": WindowedConfig(width=32, n_heads=2, window=4, n_global=1), "neighbours": (7,), "max_epochs": 1}
 
 

@@ -1,4 +1,4 @@
-"""Tutorials run from top to bottom, with shorter trainings than those they are stored with."""
+"""Tutorials run from top to bottom, with shorter trainings than the stored ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
 LARGEST = 600_000
 SECONDS_PER_CELL = 900
 EPOCHS = 8
-"""Of each training under test; what the stored notebooks show comes from the whole training."""
+"""Number of epochs in the tests; the stored output is that of the full training."""
 
 
 def execute(path, folder):
@@ -32,13 +32,13 @@ def execute(path, folder):
 
 
 def shortened(source: str) -> str:
-    """Let trainings end after a few epochs: every cell has to run, whatever a model has learned."""
+    """Shorten trainings: the test is that every cell runs, not what a model has learned."""
     return re.sub(r'\b(max_epochs(?:=|": ))(\d+)', lambda found: f"{found[1]}{min(int(found[2]), EPOCHS)}", source)
 
 
 @pytest.fixture(scope="module")
 def runs(request, tmp_path_factory):
-    """Run the chosen notebooks, two at a time, with one thread each."""
+    """Run the selected notebooks, two at a time, with one thread each."""
     for name in ("nbclient", "ipykernel"):
         pytest.importorskip(name, reason=f"{name} runs notebooks; the test extra brings it")
     tests = [item for item in request.session.items if getattr(item, "originalname", "") == "test_tutorial_runs"]
@@ -67,10 +67,10 @@ def test_tutorial_is_stored_with_its_results(path):
     assert sum(len(figures(cell)) for cell in code) >= 2
     outputs = [output for cell in code for output in cell["outputs"]]
     assert [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"] == []
-    # what to change for one's own data is told, not run
+    # the cell for one's own data is text
     assert any("```python" in "".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
 
 def figures(cell: dict) -> list[dict]:
-    """Outputs of a cell that are pictures."""
+    """Outputs of a cell that are images."""
     return [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]

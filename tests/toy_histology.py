@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SIDE, WIDTH, N_GENES = 10, 12, 8
 SMALL = {"backbone": WindowedConfig(width=32, n_heads=2, window=4, n_global=1), "n_components": 6, "neighbours": (9,)}
-RUN = {"library_key": "section", "accelerator": "cpu", "precision": "32-true", "progress": False}
+RUN = {"library_key": "section"}
 GENES = [f"g{i}" for i in range(N_GENES)]
 
 

@@ -102,7 +102,7 @@ def read_folder(options: Namespace) -> AnnData:
     """Read the sections of a folder and keep the genes that all of them have."""
     files = sorted(options.data.glob("*.h5ad"))
     if len(files) < 2:
-        msg = f"{options.data} holds {len(files)} .h5ad files; at least two are needed, one for training and one for testing"
+        msg = f"{options.data} holds {len(files)} .h5ad files; at least two are needed, for training and for testing"
         raise ValueError(msg)
     check_test(options.test, [file.stem for file in files])
     if options.out.resolve() == options.data.resolve():

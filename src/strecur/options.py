@@ -102,6 +102,16 @@ class Training:
     validation
         Names of the sections on which the best weights are chosen and the model is calibrated; ``"auto"`` (default)
         takes one if there are at least four, ``None`` none.
+    n_steps
+        Outer steps per visit of a section, each with an optimizer step (deep supervision). If ``None`` (default), that
+        of the architecture.
+    slots
+        Sections that are visited in turn: each optimizer step advances one of them by one outer step, and a section
+        that is done is replaced by the next. Consecutive optimizer steps then see different sections at different
+        outer steps, as in TRM, so that more outer steps can be trained.
+    early_exit
+        Replace a section as soon as its halt probability exceeds the threshold of the recipe (with exploration, as in
+        TRM). Needs a halting recipe.
     batch_sections
         Sections per batch.
     learning_rate
@@ -146,6 +156,9 @@ class Training:
     max_epochs: int | None = None
     max_minutes: float | None = None
     validation: Literal["auto"] | str | Sequence[str] | None = "auto"
+    n_steps: int | None = None
+    slots: int = 1
+    early_exit: bool = False
     batch_sections: int = 1
     learning_rate: float | None = None
     warmup: int | None = None
@@ -162,7 +175,16 @@ class Training:
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}
-        for name in given.keys() & {"max_epochs", "tile", "smoothing", "batch_sections", "patience", "validate_every"}:
+        for name in given.keys() & {
+            "max_epochs",
+            "n_steps",
+            "slots",
+            "tile",
+            "smoothing",
+            "batch_sections",
+            "patience",
+            "validate_every",
+        }:
             check_whole(name, given[name])
         for name in given.keys() & {"max_minutes", "learning_rate", "clip"}:
             check_positive(name, given[name])

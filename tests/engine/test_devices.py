@@ -108,7 +108,7 @@ def test_every_process_gets_equally_many_batches(n_sections):
     config = Training()
     dealt = [deal(sections, config, Process(rank), generator=torch.Generator().manual_seed(3)) for rank in (0, 1)]
     assert len(dealt[0]) == len(dealt[1])
-    names = [batch[0].name for batches in dealt for batch in batches]
+    names = [name for batches in dealt for batch in batches for name in batch]
     assert set(names) == {part.name for part in sections}
     assert len(names) == n_sections + n_sections % 2
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from strecur.models import DomainModel
 
 SMALL = {"backbone": WindowedConfig(width=32, n_heads=2, window=4, n_global=1), "n_components": 10}
-QUICK = {"neighbours": (7, 19), "max_epochs": 3, "accelerator": "cpu", "precision": "32-true", "progress": False}
+QUICK = {"neighbours": (7, 19), "max_epochs": 3}
 
 
 def make_sections() -> AnnData:

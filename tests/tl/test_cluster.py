@@ -154,7 +154,7 @@ def test_the_default_is_what_a_prediction_writes(sections):
     trained = train(sections[sections.obs["section"] != "S3"].copy(), validation=None, max_epochs=10)
     with pytest.raises(KeyError, match="trm_domains_latent"):
         st.tl.cluster_latent(sections, 3)
-    calls.trm_domains(sections, trained, library_key="section", accelerator="cpu", progress=False)
+    calls.trm_domains(sections, trained, library_key="section")
     st.tl.cluster_latent(sections, 3)
     latent = sections.obsm[LATENT] / np.linalg.norm(sections.obsm[LATENT], axis=1, keepdims=True)
     codes = sections.obs["latent_domains"].cat.codes

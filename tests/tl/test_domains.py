@@ -18,7 +18,7 @@ from .conftest import SMALL, train
 if TYPE_CHECKING:
     from strecur.models import DomainModel
 
-APPLY = {"library_key": "section", "accelerator": "cpu", "precision": "32-true", "progress": False}
+APPLY = {"library_key": "section"}
 
 
 def apply(adata: ad.AnnData, model: DomainModel, **options: object) -> ad.AnnData:
@@ -281,6 +281,7 @@ def test_every_architecture_over_every_backbone(architecture, backbone, sections
 def test_two_domains_and_one_section_without_library_key(sections):
     part = sections[sections.obs["section"] == "S1"].copy()
     part.obs["domain"] = part.obs["domain"].astype(str).replace({"L3": "L2"})
+    del part.uns["grid"]["params"]["library_key"]
     model = train(part, library_key=None)
     result = apply(part, model, library_key=None)
     np.testing.assert_allclose(model.baseline.predict_proba(model_features(model, part)).sum(axis=1), 1, atol=1e-5)
@@ -317,6 +318,12 @@ def test_settling_step_is_the_last_change():
     assert settling_steps(steps[:, :1]).tolist() == [1] * 5
 
 
+def forget_sections(adata: ad.AnnData) -> dict[str, None]:
+    """Remove the column of sections that the lattice remembers."""
+    del adata.uns["grid"]["params"]["library_key"]
+    return {"library_key": None}
+
+
 BAD_TRAINING = {
     "unknown library_key": (lambda a: {"library_key": "slide"}, KeyError, r"slide.*there are.*section"),
     "unknown label": (lambda a: {"label_key": "layer"}, KeyError, r"layer.*there are.*domain"),
@@ -328,11 +335,7 @@ BAD_TRAINING = {
         "domains are categories",
     ),
     "no lattice": (lambda a: a.obsm.__delitem__("grid"), KeyError, r"grid.*to_grid"),
-    "lattice of joined sections": (
-        lambda a: {"library_key": a.uns["grid"].pop("params") and None},
-        ValueError,
-        "library_key",
-    ),
+    "lattice of joined sections": (forget_sections, ValueError, "library_key"),
     "log values": (lambda a: setattr(a, "X", np.log1p(a.X.toarray())), ValueError, "raw counts"),
     "negative values": (lambda a: setattr(a, "X", -a.X.toarray()), ValueError, "negative"),
     "infinite values": (lambda a: setattr(a, "X", np.full(a.shape, np.inf)), ValueError, "infinite"),

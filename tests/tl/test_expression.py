@@ -13,6 +13,7 @@ from toy_histology import GENES, N_GENES, RUN, SIDE, WIDTH, apply, join, make_se
 import strecur as st
 from strecur._geometry import COMPOSE, transform_coords
 from strecur.engine import Augmentation
+from strecur.models import LinearExpressionModel
 
 if TYPE_CHECKING:
     from strecur.models import ExpressionModel
@@ -233,13 +234,19 @@ def test_normalised_targets_do_not_see_the_depth(pair):
 
 def test_a_linear_model_is_its_baseline(pair, new, tmp_path):
     linear = train(pair, architecture="linear")
-    assert linear.network is None
+    assert type(linear) is LinearExpressionModel
+    assert not {"network", "architecture", "backbone", "halting", "history", "scores"} & set(dir(linear))
     assert train(pair).baseline.weight_FG == pytest.approx(linear.baseline.weight_FG)
     found = apply(new, linear)
     np.testing.assert_array_equal(found.obsm["trm_expression"], found.obsm["trm_expression_linear"])
     linear.save(tmp_path / "model")
-    again = apply(new, st.load_model(tmp_path / "model"))
+    loaded = st.load_model(tmp_path / "model")
+    assert type(loaded) is LinearExpressionModel
+    again = apply(new, loaded)
     np.testing.assert_array_equal(again.obsm["trm_expression"], found.obsm["trm_expression"])
+    for options in ({"depth": 2}, {"breadth": 2}, {"symmetric": False}, {"n_samples": 2}):
+        with pytest.raises(ValueError, match="a linear model has no recursion to run"):
+            apply(new, linear, **options)
 
 
 def test_constant_genes_have_no_correlation(pair, new):

@@ -9,6 +9,7 @@ import anndata as ad
 import calls
 import numpy as np
 import pytest
+import toy_histology
 from scipy import sparse
 from toy_histology import GENES, N_GENES, RUN, apply, join, make_section
 
@@ -269,9 +270,11 @@ def test_prediction_refuses_what_does_not_fit(options, message, model, new):
 
 
 def test_only_counts_are_sampled(pair, new):
-    logs = calls.train_expression(pair, **SMALL, **RUN, genes=GENES, architecture="linear")
+    logs = toy_histology.train(pair, max_epochs=1)
     with pytest.raises(ValueError, match="architecture='genar'"):
         apply(new, logs, n_samples=2)
+    with pytest.raises(ValueError, match="a linear model has no recursion to run"):
+        apply(new, toy_histology.train(pair, architecture="linear"), n_samples=2)
 
 
 def test_sweeps_name_what_they_need(model, new):
@@ -299,11 +302,9 @@ def test_vim_is_not_lost_on_a_real_section(data_dir):
         n_components=4,
         neighbours=(),
         max_epochs=1,
-        accelerator="cpu",
-        progress=False,
     )
     assert "VIM" in model.genes
     assert sorted(model.network.head.order_G.tolist()) == list(range(len(model.genes)))
-    calls.predict_expression(adata, model, accelerator="cpu", progress=False)
+    calls.predict_expression(adata, model)
     counts = st.get.expression(adata)
     assert list(counts.var_names) == model.genes

@@ -58,7 +58,7 @@ def train(adata: ad.AnnData, backbone: object, **options: object) -> st.models.D
 
 
 def apply(adata: ad.AnnData, model: object) -> ad.AnnData:
-    options = {"library_key": "section", "accelerator": "cpu", "precision": "32-true", "progress": False}
+    options = {"library_key": "section"}
     return calls.trm_domains(adata, model, copy=True, **options)
 
 

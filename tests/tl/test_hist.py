@@ -15,7 +15,7 @@ from strecur.nn import FeedforwardConfig, HistBackbone, HistConfig
 from .conftest import train
 
 TINY = HistConfig(width=16, n_heads=2)
-APPLY = {"library_key": "section", "accelerator": "cpu", "precision": "32-true", "progress": False}
+APPLY = {"library_key": "section"}
 
 
 def train_genes(sections, **options: object):

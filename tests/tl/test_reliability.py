@@ -23,7 +23,7 @@ from .conftest import train as train_domains
 if TYPE_CHECKING:
     import anndata as ad
 
-APPLY = {"library_key": "section", "accelerator": "cpu", "precision": "32-true", "progress": False}
+APPLY = {"library_key": "section"}
 
 
 def train_expression(adata: ad.AnnData, **options: object) -> st.models.ExpressionModel:
@@ -42,17 +42,17 @@ def same(first: object, second: object) -> bool:
 def task(request, sections, pair):
     """Both verbs, each with an object to learn from and one to apply the model to."""
     if request.param == "domains":
-        return train_domains, sections, st.tl.trm_domains
-    return train_expression, pair, st.tl.predict_expression
+        return train_domains, sections, calls.trm_domains
+    return train_expression, pair, calls.predict_expression
 
 
 def stop_at(monkeypatch, error: type[BaseException], step: int) -> None:
     """Raise at an optimizer step."""
-    calls, original = [], SpotNetwork.training_step
+    seen, original = [], SpotNetwork.training_step
 
     def training_step(self, *arguments):
-        calls.append(1)
-        if len(calls) == step:
+        seen.append(1)
+        if len(seen) == step:
             raise error
         return original(self, *arguments)
 
@@ -87,14 +87,11 @@ def test_an_interrupt_returns_the_best_model_so_far(sections, monkeypatch):
     scores = iter([0.1, 0.9, 0.2, 0.3])
     seen = []
 
-    def validator(*_: object) -> object:
-        def validate(network: SpotNetwork) -> dict[str, float]:
-            seen.append({k: v.clone() for k, v in network.state_dict().items()})
-            return {"validation_ari": next(scores, 0.0)}
+    def validate(_task, _lesson, _judges, network: SpotNetwork, *_: object) -> dict[str, float]:
+        seen.append({k: v.clone() for k, v in network.state_dict().items()})
+        return {"validation_ari": next(scores, 0.0)}
 
-        return validate
-
-    monkeypatch.setattr("strecur.tl._train_domains.validator", validator)
+    monkeypatch.setattr("strecur.models.domain_task.DomainTask.validate", validate)
     # two sections and two steps make four a epoch; validated every five epochs
     stop_at(monkeypatch, KeyboardInterrupt, 4 * 17 + 1)
     model = train_domains(sections, validation="S3", max_epochs=40)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import strecur as st
-from strecur.engine import Prediction
+from strecur.engine import Answer, Prediction
 from strecur.nn import TRM, TRMConfig
 from strecur.tl._recursion import most_converged_so_far, trajectories
 
 from .conftest import SMALL, train
 
-RUN = {"library_key": "section", "accelerator": "cpu", "precision": "32-true", "progress": False}
+RUN = {"library_key": "section"}
 
 
 @pytest.fixture
@@ -118,11 +118,11 @@ def test_trajectories_show_where_restarts_end():
     ends = np.stack([np.zeros((6, 4)), np.zeros((6, 4)), np.full((6, 4), 3.0)])
     starts = ends + rng.normal(0, 1, ends.shape)
     share = 0.3 ** np.arange(1, 9)[:, None, None]
-    restarts = [
+    restarts = tuple(
         Prediction(*(np.zeros(0),) * 3, np.arange(8.0, 0, -1) + b, 8, (end + share * (start - end)).astype("f4"))
         for b, (start, end) in enumerate(zip(starts, ends, strict=True))
-    ]
-    table = trajectories(restarts)
+    )
+    table = trajectories(Answer("a", restarts))
     last = table[table["step"] == 8].set_index("restart")[["pc1", "pc2"]].to_numpy()
     assert np.linalg.norm(last[0] - last[1]) < 0.01
     assert np.linalg.norm(last[0] - last[2]) == pytest.approx(3 * np.sqrt(24), rel=0.05)

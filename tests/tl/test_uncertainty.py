@@ -16,7 +16,7 @@ from .conftest import train
 if TYPE_CHECKING:
     from strecur.models import DomainModel
 
-RUN = {"library_key": "section", "accelerator": "cpu", "precision": "32-true", "progress": False}
+RUN = {"library_key": "section"}
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ SECONDS_BETWEEN = 5.0
 
 RECORDED = (
     *("max_epochs", "max_minutes", "batch_sections", "learning_rate", "warmup", "schedule", "weight_decay", "clip"),
-    *("ema", "patience", "validate_every"),
+    *("ema", "patience", "validate_every", "slots", "early_exit"),
 )
 """Training options that identify a run."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from strecur.engine.slots import Slot, Visit, Visits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from strecur.nn import SpotNetwork
+
+
+MIN_WARMUPS, MIN_STEPS, JUDGED_AFTER = 4, 30, 0.5
+"""A training is judged after its half, if it has this many times the optimizer steps of the warm-up."""
 
 
 class MovingAverage:
@@ -93,9 +99,40 @@ class BestWeights:
         return scores
 
 
+class TrainingCollapseError(RuntimeError):
+    """A training in which the network learns nothing."""
+
+
+class CollapseWatch:
+    """Notice a network that is no better than a constant answer.
+
+    Parameters
+    ----------
+    reference
+        Loss of the best constant answer; ``None``: not known.
+    warmup
+        Optimizer steps of the warm-up.
+    """
+
+    def __init__(self, reference: float | None, warmup: int) -> None:
+        self.reference, self.least_steps = reference, MIN_WARMUPS * max(warmup, MIN_STEPS)
+
+    def judge(self, error: float, share_done: float, n_steps: int) -> None:
+        """Raise if half of a training of ``n_steps`` optimizer steps is done and the error is that of a constant."""
+        if self.reference is None or n_steps < self.least_steps or share_done < JUDGED_AFTER:
+            return
+        if error >= self.reference:
+            msg = (
+                f"the network learns nothing: after {share_done:.0%} of the training its loss is {error:.3f}, and that "
+                f"of a constant answer {self.reference:.3f}. Lower learning_rate, raise warmup, train with more slots "
+                "or fewer n_steps, or take architecture='feedforward'"
+            )
+            raise TrainingCollapseError(msg)
+
+
 @dataclass
 class TrainingState:
-    """Everything that changes from epoch to epoch; the random streams of visits depend on the epoch alone."""
+    """Everything that changes in a training."""
 
     network: SpotNetwork
     average: MovingAverage
@@ -103,7 +140,10 @@ class TrainingState:
     order: torch.Generator
     clock: Clock
     keeper: BestWeights
-    history: list[dict[str, float]]
+    visits: Visits
+    slots: list[Slot | None]
+    watch: CollapseWatch
+    history: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def is_over(self) -> bool:
@@ -115,6 +155,8 @@ class TrainingState:
             "history": self.history,
             "clock": {"planned": self.clock.planned, "done": self.clock.done, "seconds": self.clock.seconds},
             "best": {"best": self.keeper.best, "failures": self.keeper.failures},
+            "visits": {"epoch": self.visits.epoch, "waiting": [list(names) for names in self.visits.waiting]},
+            "slots": [None if slot is None else slot.values() for slot in self.slots],
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -126,6 +168,8 @@ class TrainingState:
             found |= {f"best/{name}": value for name, value in self.keeper.weights.shadow.items()}
         for i, p in enumerate(self.parameters()):
             found |= {f"optimizer/{i}/{name}": value for name, value in self.optimizer.state[p].items()}
+        for i, slot in enumerate(self.slots):
+            found |= {} if slot is None else {f"slot/{i}/{name}": value for name, value in slot.tensors().items()}
         return {name: value.cpu().contiguous() for name, value in found.items()}
 
     def parameters(self) -> list[nn.Parameter]:
@@ -146,6 +190,19 @@ class TrainingState:
             own = {name.split("/")[2]: value for name, value in tensors.items() if name.startswith(f"optimizer/{i}/")}
             # AdamW counts its steps on the CPU
             self.optimizer.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in own.items()}
+        self.visits.epoch = values["visits"]["epoch"]
+        self.visits.waiting = [tuple(names) for names in values["visits"]["waiting"]]
+        self.slots = [self.restore_slot(i, own, tensors) for i, own in enumerate(values["slots"])]
         self.history.extend(values["history"])
         vars(self.keeper).update(values["best"])
         vars(self.clock).update(values["clock"], begin=time.monotonic() - values["clock"]["seconds"])
+
+    def restore_slot(self, i: int, values: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Slot | None:
+        """Draw the batch of a slot again, and take over its state."""
+        if values is None:
+            return None
+        visit = Visit(values["epoch"], tuple(values["names"]), values["share_done"], values["n_steps"])
+        slot, prefix = self.visits.open(visit), f"slot/{i}/"
+        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        slot.restore(self.network, values, own)
+        return slot

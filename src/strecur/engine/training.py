@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import logging
 import math
-import zlib
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,16 +11,17 @@ from tqdm.auto import tqdm
 
 from strecur._arguments import filled
 from strecur.engine.checkpoint import describe_run
-from strecur.engine.data import Section, collate, require_spots
-from strecur.engine.state import BestWeights, Clock, MovingAverage, TrainingState
+from strecur.engine.data import Section, require_spots
+from strecur.engine.slots import Slot, Visits, first_steps, require_visits, unique_names
+from strecur.engine.state import BestWeights, Clock, CollapseWatch, MovingAverage, TrainingState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from lightning_fabric import Fabric
 
     from strecur.engine.checkpoint import Checkpoint
-    from strecur.nn import Batch, SpotNetwork
+    from strecur.nn import SpotNetwork
     from strecur.options import Training
 
 logger = logging.getLogger("strecur")
@@ -58,6 +57,7 @@ def fit(
     fabric: Fabric,
     seed: int,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    reference: float | None = None,
     progress: bool = True,
     checkpoint: Checkpoint | None = None,
 ) -> list[dict[str, float]]:
@@ -90,40 +90,54 @@ def fit(
     validate
         Scores the averaged weights; the first score is maximised. If ``None`` (default), the last averaged weights are
         kept.
+    reference
+        Loss of the best constant answer. If the network is no better after half of the training, it is stopped. If
+        ``None`` (default), this is not checked.
     progress
         Show a progress bar over epochs.
     checkpoint
         Where the state is stored after epochs. If it exists, training resumes from it and gives the same weights, on a
         CPU bit for bit. If ``None`` (default), nothing is written.
 
+    Raises
+    ------
+    TrainingCollapseError
+        If the network learns nothing.
+
     Returns
     -------
     One record per epoch: epoch, seconds, train_loss, learning_rate, and the scores of ``validate``.
     """
     require_spots(sections)
-    n_epochs = filled(training.max_epochs)
-    network = network.to(fabric.device)
+    n_epochs, device = filled(training.max_epochs), fabric.device
+    network = network.to(device)
+    n_visits = n_epochs * n_batches(sections, training, fabric)
+    require_visits(training.slots, n_visits)
+    order = torch.Generator().manual_seed(seed)
+    visits = Visits(
+        unique_names(sections), lambda: deal(sections, training, fabric, generator=order), augment, seed, device
+    )
     state = TrainingState(
         network,
         MovingAverage(network, filled(training.ema)),
         make_optimizer(network, training),
-        torch.Generator().manual_seed(seed),
-        Clock(n_epochs * n_batches(sections, training, fabric), training.max_minutes, agree=fabric.broadcast),
+        order,
+        Clock(n_visits, training.max_minutes, agree=fabric.broadcast),
         BestWeights(training.patience),
-        [],
+        visits,
+        [None] * training.slots,
+        CollapseWatch(reference, filled(training.warmup)),
     )
     if checkpoint is not None:
         run = describe_run(network, sections, training, n_steps=n_steps, augment=augment, seed=seed, fabric=fabric)
         checkpoint.begin(state, run, fabric)
-    trainer = Trainer(
-        state, sections, training, n_steps, augment, fabric, seed, *fabric.setup(Stepper(network), state.optimizer)
-    )
+    trainer = Trainer(state, training, n_steps, fabric, *fabric.setup(Stepper(network), state.optimizer))
     done = len(state.history)
     epochs = range(done + 1, (done if state.is_over else n_epochs) + 1)
     bar = tqdm(epochs, initial=done, total=epochs.stop - 1, disable=not progress, desc="training", unit="epoch")
     try:
         for epoch in bar:
-            record = trainer.train_epoch(epoch)
+            record = trainer.train_epoch(epoch, n_visits // n_epochs)
             if validate is not None and (state.clock.finished or epoch % training.validate_every == 0):
                 record |= state.keeper.judge(network, state.average, validate)
             state.history.append(record)
@@ -141,46 +155,54 @@ def fit(
 
 @dataclass
 class Trainer:
-    """One training: its data and options, and the network and optimizer as wrapped by Fabric."""
+    """One training: its options, and the network and optimizer as wrapped by Fabric."""
 
     state: TrainingState
-    sections: Sequence[Section]
     training: Training
     n_steps: int
-    augment: Callable[[Section, torch.Generator], Section]
     fabric: Fabric
-    seed: int
     stepper: nn.Module
     optimizer: torch.optim.Optimizer
 
-    def train_epoch(self, epoch: int) -> dict[str, float]:
-        """Visit all batches of an epoch, or those that the clock allows; return the record of the epoch."""
-        losses: list[Tensor] = []
-        for chosen in deal(self.sections, self.training, self.fabric, generator=self.state.order):
-            losses += self.visit(epoch, chosen)
-            self.state.clock.tick()
-            if self.state.clock.finished:
-                break
-        mean_loss = float(cast("Tensor", self.fabric.all_reduce(torch.stack(losses).mean())))
-        rate = self.optimizer.param_groups[0]["lr"]
-        return {"epoch": epoch, "seconds": self.state.clock.seconds, "train_loss": mean_loss, "learning_rate": rate}
-
-    def visit(self, epoch: int, chosen: Sequence[Section]) -> list[Tensor]:
-        """Run all outer steps on a batch, with an optimizer step after each; return the losses."""
-        clock, device = self.state.clock, self.fabric.device
-        draw = self.augment.at(clock.share_done) if hasattr(self.augment, "at") else self.augment
-        generators = [visit_generator(self.seed, epoch, section) for section in chosen]
-        batch = collate(list(map(draw, chosen, generators)), device)
-        losses = []
-        with random_state_of(generators[0], device):
-            visit = Visit(self.state.network, batch, self.n_steps, generators[0])
+    def train_epoch(self, epoch: int, n_visits: int) -> dict[str, float]:
+        """Take as many optimizer steps as ``n_visits`` whole visits, or those the clock allows; return the record."""
+        clock, found = self.state.clock, []
+        for _ in range(n_visits):
             for step in range(self.n_steps):
-                loss = self.stepper(visit)
-                require_finite(loss, epoch, step, chosen)
-                done = clock.done * self.n_steps + step + 1
-                self.descend(loss, learning_rate(done, clock.planned * self.n_steps, self.training))
-                losses.append(loss.detach())
-        return losses
+                found.append(self.advance(clock.done * self.n_steps + step))
+            clock.tick()
+            if clock.finished:
+                break
+        loss, error = (self.mean(values) for values in zip(*found, strict=True))
+        self.state.watch.judge(error, clock.share_done, clock.planned * self.n_steps)
+        rate = self.optimizer.param_groups[0]["lr"]
+        return {"epoch": epoch, "seconds": clock.seconds, "train_loss": loss, "learning_rate": rate}
+
+    def mean(self, losses: Sequence[Tensor]) -> float:
+        """Average losses over all processes."""
+        return float(cast("Tensor", self.fabric.all_reduce(torch.stack(list(losses)).mean())))
+
+    def advance(self, done: int) -> tuple[Tensor, Tensor]:
+        """Advance the next slot by one outer step and one optimizer step; return the loss, with and without halting."""
+        state, device = self.state, self.fabric.device
+        turn = done % len(state.slots)
+        slot = state.slots[turn] or self.open_slot(turn, is_first=done < len(state.slots))
+        with slot.global_random_state(device):
+            if slot.carry is None:
+                state.network.train()  # a validation switches dropout off
+                slot.start(state.network, self.n_steps, early_exit=self.training.early_exit)
+            loss = self.stepper(slot)
+            require_finite(loss, slot)
+            self.descend(loss, learning_rate(done + 1, state.clock.planned * self.n_steps, self.training))
+        recipe = state.network.recipe if self.training.early_exit else None
+        threshold = None if recipe is None else recipe.threshold
+        state.slots[turn] = None if slot.is_over(threshold=threshold) else slot
+        return loss.detach(), filled(filled(slot.carry).error)
+
+    def open_slot(self, turn: int, *, is_first: bool) -> Slot:
+        """Fill a slot with the next visit."""
+        n_steps = first_steps(turn, len(self.state.slots), self.n_steps) if is_first else self.n_steps
+        return self.state.visits.take(self.state.clock.share_done, n_steps)
 
     def descend(self, loss: Tensor, rate: float) -> None:
         """Take one optimizer step at the given learning rate, and update the average."""
@@ -193,18 +215,6 @@ class Trainer:
         self.state.average.update(self.state.network)
 
 
-class Visit:
-    """A batch and its carry between outer steps.
-
-    Not a dataclass, because Fabric moves the tensors inside dataclasses, which fails for frozen ones such as batches.
-    """
-
-    def __init__(self, network: SpotNetwork, batch: Batch, n_steps: int, generator: torch.Generator) -> None:
-        self.batch, self.generator = batch, generator
-        network.train()  # a validation switches dropout off
-        self.carry = network.training_start(batch, n_steps, generator)
-
-
 class Stepper(nn.Module):
     """One supervision step as the ``forward`` that Fabric wraps, for mixed precision and the exchange of gradients."""
 
@@ -212,27 +222,10 @@ class Stepper(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, visit: Visit) -> Tensor:
-        """Return the loss, and put the new carry into ``visit``."""
-        loss, visit.carry = self.network.training_step(visit.batch, visit.carry, visit.generator)
+    def forward(self, slot: Slot) -> Tensor:
+        """Return the loss, and put the new carry into ``slot``."""
+        loss, slot.carry = self.network.training_step(slot.batch, filled(slot.carry), slot.generator)
         return loss
-
-
-def visit_generator(seed: int, epoch: int, section: Section) -> torch.Generator:
-    """Create the random generator of a visit; it does not depend on the process or the batch."""
-    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{epoch}/{section.name}".encode()))
-
-
-@contextmanager
-def random_state_of(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Seed the global random state, which dropout draws from, by the visit, and restore it at the end."""
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_cuda else []):
-        own_seed = generator.initial_seed() + 2**32  # different from the seeds of all visits
-        torch.default_generator.manual_seed(own_seed)
-        if on_cuda:
-            torch.cuda.manual_seed(own_seed)
-        yield
 
 
 def n_batches(sections: Sequence[Section], training: Training, fabric: Fabric) -> int:
@@ -242,21 +235,21 @@ def n_batches(sections: Sequence[Section], training: Training, fabric: Fabric) -
 
 def deal(
     sections: Sequence[Section], training: Training, fabric: Fabric, *, generator: torch.Generator
-) -> list[list[Section]]:
-    """Shuffle the sections and return the batches of this process in one epoch; every process has equally many."""
+) -> list[tuple[str, ...]]:
+    """Shuffle the sections and return the batches of this process in one epoch, by name."""
     order = torch.randperm(len(sections), generator=generator).tolist()
     order += order[: -len(order) % fabric.world_size]
-    mine = order[fabric.global_rank :: fabric.world_size]
+    mine = [sections[i].name for i in order[fabric.global_rank :: fabric.world_size]]
     starts = range(0, len(mine), training.batch_sections)
-    return [[sections[i] for i in mine[start : start + training.batch_sections]] for start in starts]
+    return [tuple(mine[start : start + training.batch_sections]) for start in starts]
 
 
-def require_finite(loss: Tensor, epoch: int, step: int, sections: Sequence[Section]) -> None:
+def require_finite(loss: Tensor, slot: Slot) -> None:
     """Raise if the loss is not finite."""
     if not torch.isfinite(loss):
-        names = [s.name for s in sections]
         msg = (
-            f"the training loss became {loss.item()} in epoch {epoch}, outer step {step + 1}, on section(s) {names}; "
-            "lower learning_rate, or train in full precision (precision='32-true')"
+            f"the training loss became {loss.item()} in epoch {slot.visit.epoch}, outer step "
+            f"{filled(slot.carry).step}, on section(s) {list(slot.visit.names)}; lower learning_rate, or train in full "
+            "precision (precision='32-true')"
         )
         raise FloatingPointError(msg)

@@ -21,6 +21,7 @@ from strecur.models.network import build_network
 from strecur.models.sections import Split, split_sections
 from strecur.models.smoothing import choose_smoothing, smooth_answers
 from strecur.nn import DomainHead
+from strecur.nn.heads import LABEL_SMOOTHING
 from strecur.options import Inference
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ VISITS, MIN_EPOCHS = 100, 20
 
 FEW_SPOTS = 1200
 """With fewer annotated spots a network starts from the linear model; with more it learned better without."""
+
+
+MARGIN = 0.98
+"""Share of the loss of a constant answer above which a network counts as one."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,13 @@ class DomainTask(Task):
         answers = predict(network, judges, inference, fabric=fabric, progress=False)
         predicted = np.concatenate([answer.restarts[0].output_DN[-1].argmax(axis=1) for answer in answers])
         return {"validation_ari": score_domains(targets(judges), predicted)["ari"]}
+
+    def constant_loss(self, lesson: Lesson, split: DomainSplit) -> float | None:
+        """Return almost the cross-entropy of the class frequencies against smoothed labels."""
+        counts_C = np.bincount(split.target_N[split.taught_N], minlength=len(split.labels))
+        share_C = counts_C / counts_C.sum()
+        smoothed_C = (1 - LABEL_SMOOTHING) * share_C + LABEL_SMOOTHING / len(share_C)
+        return MARGIN * float(-(smoothed_C * np.log(smoothed_C)).sum())
 
     def linear_model(self, lesson: Lesson, split: DomainSplit) -> Any:
         msg = "architecture='linear' is for expression; the linear model of domains comes with every network"

@@ -152,6 +152,10 @@ class ExpressionTask(Task):
         found = score_sections(truths, run(network, judges, Inference(depth=depth, symmetric=False), fabric)[1])
         return {f"validation_{name}": found[name] for name in ("pcc", "mse")}
 
+    def constant_loss(self, lesson: ExpressionLesson, split: Split) -> float | None:
+        """Return the squared error of the mean of each gene."""
+        return float(lesson.log_NG.var(axis=0).mean())
+
     def linear_model(self, lesson: ExpressionLesson, split: Split) -> LinearExpressionModel:
         return LinearExpressionModel(
             target=lesson.scale,
@@ -207,6 +211,9 @@ class CountTask(ExpressionTask):
             "learning_rate": COUNT_RATE,
             "augmentation": Augmentation(noise=NOISE, drop=DROP, hide=0.0, max_shift=recipe.backbone.period),
         }
+
+    def constant_loss(self, lesson: ExpressionLesson, split: Split) -> float | None:
+        return None
 
     def fit_scale(self, own: Any, genes: Sequence[str], options: Features) -> ExpressionTarget:
         """Return the scale of raw counts."""

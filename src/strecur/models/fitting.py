@@ -145,6 +145,10 @@ class Task(ABC):
         """Score a network on the validation sections."""
 
     @abstractmethod
+    def constant_loss(self, lesson: Any, split: Any) -> float | None:
+        """Return the loss of the best constant answer, which a network that learns must go below; ``None``: unknown."""
+
+    @abstractmethod
     def linear_model(self, lesson: Any, split: Any) -> Any:
         """Return the linear baseline as a model of its own."""
 
@@ -192,6 +196,7 @@ def fit_model(task: Task, data: SectionData, request: Request, *, rng: int) -> A
         augment=filled(training.augmentation),
         fabric=fabric,
         seed=rng,
+        reference=task.constant_loss(lesson, split),
         validate=validate if judges else None,
         progress=settings.progress,
         checkpoint=open_checkpoint(recipe, judges),
@@ -213,6 +218,11 @@ def resolve(task: Task, request: Request, layout: str, split: Split) -> Recipe:
         training = fill(request.training, preset.training)
         halting = None if request.halting == "auto" else request.halting
     check_halting(halting, task.kind, backbone)
+    if training.early_exit and halting is None:
+        msg = "early_exit needs a halting recipe; pass halting=..., or leave early_exit out"
+        raise ValueError(msg)
+    if training.n_steps is not None:
+        architecture = architecture.with_steps(training.n_steps)
     recipe = Recipe(architecture, backbone, halting, training, preset is not None)
     training = fill(training, task.training_defaults(recipe, split))
     return replace(recipe, training=fill(training, TRAINING_DEFAULTS))

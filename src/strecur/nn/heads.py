@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from strecur.nn.layers import linear
 
+LABEL_SMOOTHING = 0.1
+
 
 class Head(nn.Module):
     """Base class of heads.
@@ -44,7 +46,7 @@ class DomainHead(Head):
 
     bias = False
 
-    def __init__(self, width: int, n_domains: int, *, label_smoothing: float = 0.1) -> None:
+    def __init__(self, width: int, n_domains: int, *, label_smoothing: float = LABEL_SMOOTHING) -> None:
         super().__init__()
         self.n_outputs = n_domains
         self.linear = linear(width, n_domains, bias=self.bias)

@@ -7,8 +7,8 @@ empty: that step begins with the embedding x, which so receives a gradient.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from strecur.nn.layers import TRUNCATED_STD, truncated_normal_
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Self
 
     from strecur.nn.backbone import Backbone
     from strecur.nn.lattice import Lattice
@@ -59,6 +60,10 @@ class RecursionConfig:
     def n_calls(self) -> int:
         """Calls of the backbone per outer step."""
         return self.n_gradient_calls
+
+    def with_steps(self, n_steps: int) -> Self:
+        """Return the configuration with another number of outer steps in training."""
+        return cast("Self", replace(cast("Any", self), n_steps=n_steps))
 
     @property
     def body(self) -> RecursionConfig:

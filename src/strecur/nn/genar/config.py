@@ -141,6 +141,13 @@ class GenARConfig:
         """Recursion that computes the condition; one call of the backbone if ``recursion`` is ``None``."""
         return self.recursion or FeedforwardConfig()
 
+    def with_steps(self, n_steps: int) -> GenARConfig:
+        """Return the configuration with another number of outer steps in training."""
+        if self.recursion is None:
+            msg = f"n_steps={n_steps}: GenAR without a recursion has one step; see GenARConfig(recursion=...)"
+            raise ValueError(msg)
+        return replace(self, recursion=replace(self.recursion, n_steps=n_steps))
+
     @property
     def n_steps(self) -> int:
         """Outer steps of the recursion, each with an optimizer step."""

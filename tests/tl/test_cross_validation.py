@@ -14,7 +14,7 @@ from strecur.tl import _scoring
 
 from .conftest import SMALL
 
-RUN = {"library_key": "section", "accelerator": "cpu", "precision": "32-true", "progress": False}
+RUN = {"library_key": "section"}
 TRAINING = {**SMALL, "neighbours": (7,), "max_epochs": 1}
 TIMES = ["train_seconds", "predict_seconds", "peak_memory_gb"]
 
