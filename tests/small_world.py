@@ -354,36 +354,52 @@ def fingerprint(value: object) -> str:
 
 def _feed(digest: hashlib._Hash, value: object) -> None:
     digest.update(type(value).__name__.encode())
-    if hasattr(value, "obsm") and hasattr(value, "var_names"):
-        if value.isbacked:
-            value = value.to_memory()
-        slots = ("X", "obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns")
-        for slot in slots:
-            found = getattr(value, slot)
-            _feed(digest, found if slot in {"X", "obs", "var"} else dict(found))
-    elif hasattr(value, "state_dict"):
-        _feed(digest, {name: tensor.numpy() for name, tensor in value.state_dict().items()})
-    elif isinstance(value, pd.DataFrame):
-        _feed(digest, {"index": value.index, **{f"column {name}": value[name] for name in value.columns}})
-    elif isinstance(value, pd.Series | pd.Index):
-        _feed(digest, str(value.dtype))
-        _feed(digest, list(value.astype(object)))
-        if isinstance(value.dtype, pd.CategoricalDtype):
-            _feed(digest, list(value.dtype.categories))
-    elif sparse.issparse(value):
-        _feed(digest, {"data": value.data, "indices": value.indices, "indptr": value.indptr, "shape": value.shape})
-    elif isinstance(value, Mapping):
-        for key, entry in value.items():
+    contents = next((inside(value) for fits, inside in CONTENTS if fits(value)), None)
+    if contents is None:
+        digest.update(repr(value).encode())
+    elif isinstance(contents, bytes):
+        digest.update(contents)
+    elif isinstance(contents, Mapping):
+        for key, entry in contents.items():
             _feed(digest, str(key))
             _feed(digest, entry)
-    elif isinstance(value, np.ndarray) and value.dtype != object:
-        digest.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, list | tuple | np.ndarray):
-        for entry in value:
-            _feed(digest, entry)
-    elif hasattr(value, "__dict__") and type(value).__module__.startswith("strecur"):
-        # what is computed once and kept is no part of the value
-        kind = type(value)
-        _feed(digest, {k: v for k, v in vars(value).items() if not isinstance(getattr(kind, k, None), cached_property)})
     else:
-        digest.update(repr(value).encode())
+        for entry in contents:
+            _feed(digest, entry)
+
+
+def _of_object(adata: AnnData) -> dict[str, object]:
+    adata = adata.to_memory() if adata.isbacked else adata
+    slots = {slot: dict(getattr(adata, slot)) for slot in ("obsm", "varm", "obsp", "varp", "layers", "uns")}
+    return {"X": adata.X, "obs": adata.obs, "var": adata.var, **slots}
+
+
+def _of_column(column: pd.Series | pd.Index) -> list[object]:
+    categories = list(column.dtype.categories) if isinstance(column.dtype, pd.CategoricalDtype) else []
+    return [str(column.dtype), list(column.astype(object)), categories]
+
+
+def _of_own(value: object) -> dict[str, object]:
+    # what is computed once and kept is no part of the value
+    kind = type(value)
+    return {k: v for k, v in vars(value).items() if not isinstance(getattr(kind, k, None), cached_property)}
+
+
+# Which values have contents, and what these are: bytes, or values by name or in order.
+CONTENTS: list[tuple[Callable[..., bool], Callable]] = [
+    (lambda v: hasattr(v, "obsm") and hasattr(v, "var_names"), _of_object),
+    (lambda v: hasattr(v, "state_dict"), lambda v: {name: tensor.numpy() for name, tensor in v.state_dict().items()}),
+    (
+        lambda v: isinstance(v, pd.DataFrame),
+        lambda v: {"index": v.index, **{f"column {name}": v[name] for name in v.columns}},
+    ),
+    (lambda v: isinstance(v, pd.Series | pd.Index), _of_column),
+    (sparse.issparse, lambda v: {"data": v.data, "indices": v.indices, "indptr": v.indptr, "shape": v.shape}),
+    (lambda v: isinstance(v, Mapping), dict),
+    (
+        lambda v: isinstance(v, np.ndarray) and v.dtype != object,
+        lambda v: f"{v.dtype}{v.shape}".encode() + np.ascontiguousarray(v).tobytes(),
+    ),
+    (lambda v: isinstance(v, list | tuple | np.ndarray), list),
+    (lambda v: hasattr(v, "__dict__") and type(v).__module__.startswith("strecur"), _of_own),
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import random
@@ -10,6 +11,7 @@ import warnings
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import bad_inputs
@@ -26,6 +28,11 @@ import small_world as world
 import spatialdata
 import torch
 from scipy import sparse
+
+import strecur as st
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 KEYS = (Path(__file__).parents[1] / "docs" / "keys.md").read_text(encoding="utf-8")
 # Every writer with the options that make it write all its keys.
@@ -69,6 +76,10 @@ def written(name: str) -> ad.AnnData:
     return first
 
 
+def signature(name: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(world.function(name)).parameters
+
+
 def slots(adata: ad.AnnData) -> set[tuple[str, ...]]:
     """All keys of an object, and those inside of the records in uns."""
     found = {("obs", key) for key in adata.obs} | {("var", key) for key in adata.var}
@@ -94,6 +105,7 @@ def global_state() -> dict[str, object]:
         "warnings": list(warnings.filters),
         "environment": dict(os.environ),
         "folder": Path.cwd(),
+        "settings": dict(vars(st.settings)),
     }
 
 
@@ -167,8 +179,48 @@ def test_other_data_are_not_replaced_but_earlier_results_are(name):
     assert slots(first) == keys
     first, options = valid(name, key_added="precious")
     first.uns["precious"] = "data"
-    with pytest.raises(ValueError, match=r"uns\['precious'\], which is no result"):
+    with pytest.raises(ValueError, match=r"uns\['precious'\], which is not a result"):
         world.call(name, first, options)
+
+
+REMEMBERS = [name for name, (_, options) in world.VALID.items() if "library_key" in options and name != "pp.to_grid"]
+SHOWS_SECTIONS = [name for name in world.VALID if name.startswith("pl.") and "library_key" in signature(name)]
+
+
+def test_every_function_with_a_library_key_is_tried():
+    takes = {name for name in world.VALID if "library_key" in signature(name)}
+    assert takes - {*REMEMBERS, *SHOWS_SECTIONS} == {"pp.to_grid", "pp.tile_image"}
+
+
+@pytest.mark.parametrize("name", REMEMBERS)
+def test_the_column_of_sections_is_remembered(name):
+    """Calls without ``library_key`` give the result of those with the one that to_grid was given."""
+    results = []
+    for keys in (world.SECTIONS, {"library_key": None}):
+        first, options = valid(name, **({"spatial_weight": 0.5} if name == "tl.cluster_latent" else {}))
+        if "grid" not in first.obsm:
+            st.pp.to_grid(first, **world.SECTIONS)
+        found = world.call(name, first, options | keys)
+        if hasattr(found, "network"):  # its name is random
+            found.id, found.history = "", found.history.drop(columns="seconds")
+        if isinstance(found, pd.DataFrame):
+            found = found.drop(columns=[key for key in found if key.endswith(("_seconds", "_memory_gb"))])
+        results.append(world.fingerprint([first, found]))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", SHOWS_SECTIONS)
+def test_plots_show_one_panel_or_mark_for_every_section_remembered(name):
+    """The figure of a call without ``library_key`` is drawn as that of a call with it."""
+    drawn = []
+    for keys in (world.SECTIONS, {}):
+        first, options = valid(name)
+        world.call(name, first, options | keys)
+        figure = plt.gcf()
+        figure.canvas.draw()
+        drawn.append(np.asarray(figure.canvas.buffer_rgba()).copy())
+        plt.close("all")
+    np.testing.assert_array_equal(*drawn)
 
 
 def with_matrix(make) -> object:

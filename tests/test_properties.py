@@ -14,10 +14,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 from sklearn import metrics as skm
-from strecur.tl._sections import join
 
 import strecur
-from strecur._anndata import align_genes, check_key, clean_genes, clean_labels, find_genes, read_sections
+from strecur._anndata import (
+    Grid,
+    SectionData,
+    align_genes,
+    check_key,
+    clean_genes,
+    clean_labels,
+    find_genes,
+    read_sections,
+)
 from strecur._geometry import COMPOSE, INVERSE, KEEP_ROWS
 from strecur.engine import Augmentation, HistAugmentation, Section
 from strecur.engine.data import symmetries, view
@@ -288,7 +296,15 @@ def test_sections_are_told_apart_and_joined_again(names):
     assert [sections.names[code] for code in sections.codes] == names
     values = np.arange(2.0 * len(names)).reshape(-1, 2)
     parts = [values[sections.rows(name)] for name in sections.names]
-    np.testing.assert_array_equal(join(sections, parts, axis=0), values)
+    grid = Grid(*np.zeros((2, len(names)), dtype=np.int64), "square")
+    # every second spot of a larger object takes part
+    data = SectionData(adata, sections, grid, 2 * np.arange(len(names)), 2 * len(names))
+    np.testing.assert_array_equal(data.join(parts), values)
+    np.testing.assert_array_equal(data.join([part.T for part in parts], axis=1), values.T)
+    assert sum(data.sizes().values()) == len(names)
+    spread = data.spread(values)
+    np.testing.assert_array_equal(spread[::2], values)
+    assert np.isnan(spread[1::2]).all()
 
 
 @many

@@ -50,7 +50,7 @@ def done(_visium):
     calls.trm_domains(sdata, domains, **RUN, **where)
     st.tl.cluster_latent(sdata, 3, library_key="region", **where)
     images = {name: f"{name}_full_image" for name in ("S1", "S2")}
-    options = {"encoder": MEANS, "patch_px": 80, "library_key": "region", "views": 8, "progress": False}
+    options = {"encoder": MEANS, "patches": {"px": 80}, "library_key": "region", "views": 8}
     st.pp.embed_patches(sdata, images, **options, **where)
     genes = list(sdata["table"].var_names[:5])
     expression = calls.train_expression(sdata, **RUN, **SMALL, **where, genes=genes, n_components=3)
@@ -79,8 +79,8 @@ def test_what_only_looks_takes_it_too(done):
     calls.calibrate_halting(sdata, domains, **quick, depth=2)
     calls.calibrate_expression(sdata, expression, **quick)
     options = {"architectures": "feedforward", "seeds": (0,), "groups": ["S2"]}
-    training = {**SMALL, "n_components": 6, "validation": None}
-    table = st.tl.cross_validate(sdata, "domains", **quick, label_key="domain", **options, training=training)
+    train = calls.grouped("train_domains", **SMALL, n_components=6, validation=None)
+    table = st.tl.cross_validate(sdata, "domain", **quick, **options, train=train)
     assert set(table["method"]) == {"feedforward", "linear", "linear, single spots"}
     panel = st.pp.high_mean_high_variance_genes(sdata, 10, library_key="region", **where)
     assert len(panel) == 10
@@ -99,7 +99,7 @@ def test_what_only_looks_takes_it_too(done):
         pl.halt_summary,
         pl.convergence,
         lambda *a, **k: pl.reliability(*a, truth="domain", **k),
-        lambda *a, **k: pl.gene_scores(*a, **k),
+        pl.gene_scores,
         lambda sdata, **k: pl.marker_panel(sdata, list(sdata["table"].var_names[:2]), library_id="S1", **k),
     ],
 )
@@ -139,9 +139,7 @@ def expected_colours(pixels, shape):
 def test_visium_images_are_found_by_element_at_their_scale(two, size):
     """Spots and image are both in several coordinate systems, and the full image has several scales."""
     images = {name: f"{name}_{size}_image" for name in ("S1", "S2")}
-    st.pp.embed_patches(
-        two, images, encoder=MEANS, patch_px=200, library_key="region", table_key="table", progress=False
-    )
+    st.pp.embed_patches(two, images, encoder=MEANS, patches={"px": 200}, library_key="region", table_key="table")
     table, factor = two["table"], {"full": 1.0, "hires": 0.25, "lowres": 0.0625}[size]
     for name in images:
         rows = np.flatnonzero(table.obs["region"] == name)
@@ -159,7 +157,7 @@ def test_visium_images_are_found_by_element_at_their_scale(two, size):
 
 def test_stain_and_messages(two):
     with pytest.raises(KeyError, match=r"and the image elements \['S1_full_image'"):
-        st.pp.embed_patches(two, encoder=MEANS, patch_px=80, library_key="region", table_key="table")
+        st.pp.embed_patches(two, encoder=MEANS, patches={"px": 80}, library_key="region", table_key="table")
     images = {name: f"{name}_hires_image" for name in ("S1", "S2")}
     reference = st.pp.fit_stain_reference(two, images, library_key="region", table_key="table")
     assert reference["sections"] == ["S1", "S2"]
@@ -176,7 +174,7 @@ def test_visium_hd_has_a_table_for_every_size_of_bin(size):
     assert table.uns["grid"]["layout"] == "square"
     assert table.uns["grid"]["spacing"]["section"] == pytest.approx(2 * size)
     np.testing.assert_array_equal(table.obsm["grid"], table.obs[["array_row", "array_col"]])
-    st.pp.embed_patches(sdata, "hd_hires_image", encoder=MEANS, patch_px=32, table_key=key, progress=False)
+    st.pp.embed_patches(sdata, "hd_hires_image", encoder=MEANS, patches={"px": 32}, table_key=key)
     away = table.obsm["X_patch"][:, :2] - expected_colours(table.obsm["spatial"] * 0.5, (160, 160))
     inner = (np.abs(table.obsm["spatial"] - 160) < 120).all(axis=1)
     assert np.abs(away[inner]).max() < 3
@@ -189,8 +187,7 @@ def test_cells_without_coordinates_take_the_centroids_of_their_shapes(tmp_path):
     assert "spatial" not in table.obsm
     centroids = sdata["hd_cell_segmentations"].centroid
     wanted = np.column_stack([centroids.x[table.obs["cell_id"]], centroids.y[table.obs["cell_id"]]])
-    st.pp.embed_patches(sdata, "hd_hires_image", encoder=MEANS, patch_px=16, table_key="cell_segmentations",
-                        progress=False)  # fmt: skip
+    st.pp.embed_patches(sdata, "hd_hires_image", encoder=MEANS, patches={"px": 16}, table_key="cell_segmentations")
     away = table.obsm["X_patch"][:, :2] - expected_colours(wanted * 0.5, (160, 160))
     assert np.abs(away).max() < 3
     before = set(table.obsm)
@@ -227,7 +224,7 @@ def test_xenium_cells_have_coordinates_in_micrometres_and_images_in_pixels():
     st.pp.to_grid(sdata)
     table = sdata["table"]
     assert table.uns["grid"]["layout"] == "irregular"
-    st.pp.embed_patches(sdata, "he_image", encoder=MEANS, patch_px=6.8, progress=False)
+    st.pp.embed_patches(sdata, "he_image", encoder=MEANS, patches={"px": 6.8})
     assert table.uns["X_patch"]["sections"]["scale"].item() == pytest.approx(0.5 / PIXEL_UM)
     side = sdata["he_image"]["scale0"]["image"].shape[1]
     away = table.obsm["X_patch"][:, :2] - expected_colours(table.obsm["spatial"] / PIXEL_UM / 2, (side, side))
@@ -250,7 +247,7 @@ def test_bins_may_annotate_labels_too():
     table.obs["region"] = table.obs["region"].astype("category")
     del table.uns["spatialdata_attrs"]
     sdata["table"] = TableModel.parse(table, region="bins", region_key="region", instance_key="label")
-    st.pp.embed_patches(sdata, "hd_hires_image", encoder=MEANS, patch_px=32, table_key="table", progress=False)
+    st.pp.embed_patches(sdata, "hd_hires_image", encoder=MEANS, patches={"px": 32}, table_key="table")
     assert sdata["table"].uns["X_patch"]["sections"]["scale"].item() == pytest.approx(0.5)
 
 
@@ -258,9 +255,9 @@ def test_cells_that_annotate_labels_without_any_outline():
     sdata = xenium()
     del sdata.shapes["cell_boundaries"]
     with pytest.raises(ValueError, match=r"units of obsm\['spatial'\] are unknown.*'cell_labels'"):
-        st.pp.embed_patches(sdata, "he_image", encoder=MEANS, patch_px=6.8, progress=False)
+        st.pp.embed_patches(sdata, "he_image", encoder=MEANS, patches={"px": 6.8})
     sdata["table"].obsm["spatial"] /= PIXEL_UM  # now in pixels of the labels
-    st.pp.embed_patches(sdata, "he_image", encoder=MEANS, patch_px=32, progress=False)
+    st.pp.embed_patches(sdata, "he_image", encoder=MEANS, patches={"px": 32})
     assert sdata["table"].uns["X_patch"]["sections"]["scale"].item() == pytest.approx(0.5)
 
 
@@ -270,7 +267,7 @@ def test_images_of_another_place_are_refused():
     sdata = visium("S1")
     set_transformation(sdata["S1_hires_image"], {"elsewhere": Identity()}, set_all=True)
     with pytest.raises(ValueError, match=r"coordinate systems \['elsewhere'\], the spots are in \['S1'"):
-        st.pp.embed_patches(sdata, "S1_hires_image", encoder=MEANS, patch_px=80)
+        st.pp.embed_patches(sdata, "S1_hires_image", encoder=MEANS, patches={"px": 80})
 
 
 def test_image_elements_can_be_tiled():

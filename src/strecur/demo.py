@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
 import numpy as np
@@ -14,15 +14,16 @@ import pandas as pd
 import strecur as st
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from anndata import AnnData
 
     from strecur.models import DomainModel
 
 SECTION = "section"
+ARCHITECTURES: dict[str, Literal["feedforward", "trm"]] = {"feedforward": "feedforward", "TRM": "trm"}
 
-SYNTHETIC = {"n_sections": 4, "n_rows": 26, "n_cols": 28}
+SYNTHETIC: dict[str, Any] = {"n_sections": 4, "n_rows": 26, "n_cols": 28}
 SYNTHETIC_EPOCHS = 60
 """Few epochs, so that the demonstration takes less than two minutes on two cores. Other data use the default."""
 
@@ -134,7 +135,7 @@ def check_columns(adata: AnnData, name: str, options: Namespace) -> None:
 def compare(annotated: AnnData, held_out: AnnData, options: Namespace) -> tuple[pd.DataFrame, DomainModel]:
     """Label the held-out section without and with recursion; return a table of scores and the recursive model."""
     rows, linear_seconds = {}, []
-    for name, architecture in (("feedforward", "feedforward"), ("TRM", "trm")):
+    for name, architecture in ARCHITECTURES.items():
         print(f"\ntraining {name}", flush=True)
         key, begin = f"{architecture}_domains", time.perf_counter()
         model = st.tl.train_domains(
@@ -163,7 +164,7 @@ def draw(held_out: AnnData, model: DomainModel, options: Namespace) -> None:
     """Save the figures of the recursive model."""
     import matplotlib.pyplot as plt
 
-    figures = {
+    figures: dict[str, Callable[[], Any]] = {
         "domains": lambda: st.pl.domains(held_out, truth=options.label, linear=True),
         "refinement": lambda: st.pl.refinement(held_out),
         "halt_steps": lambda: st.pl.halt_steps(held_out),

@@ -44,7 +44,7 @@ class NetworkModel:
         n_parameters = sum(p.numel() for p in self.network.parameters())
         return f"{self.architecture.name} over a {self.backbone.name} backbone, {n_parameters:,} parameters"
 
-    def filled(self, inference: Inference | None) -> Inference:
+    def _filled(self, inference: Inference | None) -> Inference:
         """Fill in the depth of the training."""
         inference = inference or Inference()
         return replace(inference, depth=inference.depth or self.architecture.n_steps)

@@ -123,7 +123,7 @@ class DomainModel(NetworkModel):
         answers = predict(
             self.network,
             sections,
-            self.filled(inference),
+            self._filled(inference),
             seed=rng,
             keep_steps=keep_steps,
             keep_latents=keep_latents,

@@ -106,7 +106,7 @@ class LinearExpressionModel:
         """
         return self.target.measure(adata)
 
-    def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Split the model into JSON values and arrays."""
         features, arrays = features_to_saved(self.features)
         config = {
@@ -142,7 +142,7 @@ class LinearExpressionModel:
         OSError
             If the folder cannot be written; a model that was there is kept.
         """
-        config, arrays = self.saved()
+        config, arrays = self._saved()
         save_folder(path, config, arrays, known_to(getattr(self, "backbone", None)), overwrite=overwrite)
 
 
@@ -216,7 +216,7 @@ class ExpressionModel(LinearExpressionModel, NetworkModel):
         return predict_values(
             self.network,
             sections,
-            self.filled(inference),
+            self._filled(inference),
             fabric=own_fabric(),
             seed=rng,
             keep_steps=keep_steps,
@@ -242,11 +242,11 @@ class ExpressionModel(LinearExpressionModel, NetworkModel):
         float32 (``first_NG``, ``spread_NG``).
         """
         assert isinstance(self.network, CountNetwork)
-        return draw_counts(self.network, sections, self.filled(inference), seed=rng, fabric=own_fabric())
+        return draw_counts(self.network, sections, self._filled(inference), seed=rng, fabric=own_fabric())
 
-    def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Split the model into JSON values and arrays."""
-        config, arrays = super().saved()
+        config, arrays = super()._saved()
         network, weights = network_to_saved(self.network, self.architecture, self.backbone, self.halting)
         own = {"history": self.history.to_dict(orient="list"), "scores": self.scores.to_dict()}
         return config | own | {"halt_threshold": self.halt_threshold} | network, arrays | weights
@@ -255,7 +255,7 @@ class ExpressionModel(LinearExpressionModel, NetworkModel):
 def expression_from_saved(
     config: Mapping[str, Any], arrays: Mapping[str, np.ndarray], backbones: Backbones
 ) -> LinearExpressionModel:
-    """Undo ``model.saved()``."""
+    """Undo ``model._saved()``."""
     features = features_from_saved(config["features"], arrays)
     target = ExpressionTarget(**config["target"])
     errors = {k.removeprefix("errors."): v for k, v in arrays.items() if k.startswith("errors.")}

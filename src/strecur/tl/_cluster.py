@@ -128,6 +128,7 @@ def cluster_latent(
         raise ValueError(msg)
     table = open_table(adata, table_key=table_key, copy=copy)
     check_free(table, key_added, default="latent_domains")
+    library_key = find_library_key(table, library_key)
     candidates = choose_candidates(n_domains, table.n_obs)
     features = unit_length(read_representation(table, use_rep))
     if spatial_weight:
@@ -171,7 +172,7 @@ def unit_length(values: np.ndarray) -> np.ndarray:
 def read_places(table: AnnData, library_key: str | None, spatial_key: str) -> np.ndarray:
     """Return coordinates centred in each section and scaled to a root mean square distance of one from its centre."""
     require(table.obsm, spatial_key, where="obsm", hint="spatial_key names the coordinates (x, y) of the spots")
-    sections = read_sections(table, find_library_key(table, library_key))
+    sections = read_sections(table, library_key)
     xy = read_array(table, spatial_key)
     if xy.ndim != 2 or xy.shape[1] < 2 or not np.isfinite(xy).all():
         msg = f"adata.obsm[{spatial_key!r}] is not finite coordinates of all spots, spots × 2; leave out spatial_weight"

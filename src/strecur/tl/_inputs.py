@@ -55,6 +55,8 @@ def require_model(model: object, *kinds: type) -> None:
     if not isinstance(model, kinds):
         wanted = " or ".join(dict.fromkeys(MAKERS[kind] for kind in kinds))
         hint = "; load it with strecur.load_model" if isinstance(model, str) else ""
+        if isinstance(model, LinearExpressionModel) and ExpressionModel in kinds:
+            hint = "; a linear model has no recursion"
         msg = f"expected a model from {wanted}, got {type(model).__name__}{hint}"
         raise TypeError(msg)
 
