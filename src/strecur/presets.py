@@ -60,6 +60,9 @@ def hist(backbone: HistConfig | None = None) -> Preset:
     100
     """
     backbone = backbone or HistConfig()
+    if not isinstance(backbone, HistConfig):
+        msg = f"backbone={backbone!r}: HiST has a backbone of its own; leave it out, or pass a HistConfig"
+        raise ValueError(msg)
     cells_per_pitch = backbone.cells_per_pitch or CELLS_PER_PITCH
     backbone = replace(backbone, cells_per_pitch=cells_per_pitch)
     training = {

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
-from strecur.engine import Augmentation, Checkpoint, checkpoint, fit, make_fabric
-from strecur.engine.state import CollapseWatch, TrainingCollapseError
+from strecur.engine import Augmentation, Checkpoint, checkpoint, collate, fit, make_fabric
+from strecur.engine.state import CollapseWatch, MovingAverage, TrainingCollapseError
 from strecur.nn import TRM, DomainHead, SpotNetwork, TRMConfig, WindowedBackbone, WindowedConfig
 
 from .test_training import DEFAULTS, STILL, network, section, train, weights
@@ -48,7 +49,7 @@ def test_a_state_is_carried_on_within_a_visit_alone(steps):
     assert all(torch.equal(state[0], fresh[0][0]) for state in fresh)
     for turn in range(3):
         own = steps[turn::3]
-        for (name, step, _), (later, next_step, _) in zip(own, own[1:], strict=False):
+        for (name, step, _), (later, next_step, _) in itertools.pairwise(own):
             assert next_step in {0, step + 1}
             assert next_step == 0 or name == later
 
@@ -157,22 +158,42 @@ def test_an_adaptive_augmentation_sees_the_share_that_was_done_when_a_visit_bega
     assert augment.shares[-1] >= 0.8
 
 
+def constant(net: SpotNetwork) -> bool:
+    """Whether one domain is named everywhere."""
+    batch = collate([SECTIONS[0]])
+    with torch.no_grad():
+        output, _, _ = net.step(batch, net.start(batch))
+    return len(output.argmax(dim=1).unique()) == 1
+
+
 def test_a_network_that_learns_nothing_stops_the_training():
-    """Labels that have nothing to do with the features, judged by a loss that a constant answer reaches."""
     noise = [replace(part, features_NF=torch.zeros_like(part.features_NF)) for part in SECTIONS]
     options = {"n_steps": 2, "augment": STILL, "seed": 0, "progress": False, "fabric": make_fabric("cpu", 1, "32-true")}
     training = replace(DEFAULTS, max_epochs=40)
-    with pytest.raises(TrainingCollapseError, match="learns nothing: after .* of the training.*Lower learning_rate"):
-        fit(network(), noise, training, reference=0.6, **options)
-    history = fit(network(), SECTIONS, training, reference=0.6, **options)
+    with pytest.raises(TrainingCollapseError, match="learned nothing: after 50% of the training.*Lower learning_rate"):
+        fit(network(), noise, training, has_collapsed=lambda _net: True, **options)
+    history = fit(network(), SECTIONS, training, has_collapsed=constant, **options)
     assert len(history) == 40
 
 
-def test_short_trainings_and_their_first_half_are_not_judged():
-    watch = CollapseWatch(1.0, warmup=30)
-    watch.judge(2.0, 0.4, 1000)
-    watch.judge(2.0, 1.0, 100)
-    watch.judge(0.9, 1.0, 1000)
-    CollapseWatch(None, warmup=30).judge(2.0, 1.0, 1000)
-    with pytest.raises(TrainingCollapseError):
-        watch.judge(1.0, 0.6, 1000)
+def test_the_averaged_weights_are_judged_once_after_half_of_a_training_that_is_long_enough():
+    net, seen = network(), []
+    average = MovingAverage(net, 0.9)
+    with torch.no_grad():
+        net.context.add_(1)
+    raw = net.context.detach().clone()
+
+    def judged(network: SpotNetwork) -> bool:
+        seen.append(network.context.detach().clone())
+        return False
+
+    watch = CollapseWatch(judged, least_steps=120)
+    watch.judge(net, average, 0.4, 1000)
+    watch.judge(net, average, 1.0, 100)
+    assert seen == []
+    watch.judge(net, average, 0.5, 1000)
+    watch.judge(net, average, 0.6, 1000)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], average.shadow["context"])
+    assert torch.equal(net.context, raw)
+    CollapseWatch(None, least_steps=1).judge(net, average, 1.0, 1000)

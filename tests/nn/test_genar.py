@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -113,7 +113,7 @@ def test_derived_scales_rise_to_any_number_of_genes():
         scales = derive_scales(n_genes, few=few)
         assert (scales[0], scales[-1]) == (1, n_genes)
         assert GenARConfig(scales, VOCABULARY).n_genes == n_genes
-        assert all(finer >= 1.5 * coarse for coarse, finer in zip(scales, scales[1:], strict=False))
+        assert all(finer >= 1.5 * coarse for coarse, finer in pairwise(scales))
 
 
 @pytest.mark.parametrize("scales", [(), (0, 24), (1, 8, 4, 24), (1, 4, 4, 24), (1, 48, 24), "all"])

@@ -85,7 +85,7 @@ def test_the_head_starts_at_the_training_means(sections):
 
 
 def test_another_backbone_does_not_belong_to_it(sections):
-    with pytest.raises(ValueError, match="architecture='hist' has a backbone of its own"):
+    with pytest.raises(ValueError, match="HiST has a backbone of its own"):
         train(sections, architecture="hist", backbone="dense")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,15 @@ import torch
 from strecur.engine.slots import Slot, Visit, Visits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor, nn
 
     from strecur.nn import SpotNetwork
 
 
-MIN_WARMUPS, MIN_STEPS, JUDGED_AFTER = 4, 30, 0.5
-"""A training is judged after its half, if it has this many times the optimizer steps of the warm-up."""
+JUDGED_AFTER = 0.5
+"""Share of a training after which it is checked for a collapse."""
 
 
 class MovingAverage:
@@ -36,6 +37,16 @@ class MovingAverage:
 
     def copy_to(self, network: nn.Module) -> None:
         network.load_state_dict(self.shadow, strict=False)
+
+    @contextmanager
+    def in_place(self, network: nn.Module) -> Iterator[None]:
+        """Give the network the averaged weights for a while."""
+        raw = MovingAverage(network, decay=0.0)
+        self.copy_to(network)
+        try:
+            yield
+        finally:
+            raw.copy_to(network)
 
 
 class Clock:
@@ -86,16 +97,14 @@ class BestWeights:
         self, network: nn.Module, average: MovingAverage, validate: Callable[[nn.Module], dict[str, float]]
     ) -> dict[str, float]:
         """Validate the averaged weights and return the scores; the weights of the network stay as they are."""
-        raw = MovingAverage(network, decay=0.0)
-        average.copy_to(network)
-        scores = validate(network)
-        score = next(iter(scores.values()))
-        if score > self.best:
-            self.best, self.failures = score, 0
-            self.keep(network)
-        else:
-            self.failures += 1
-        raw.copy_to(network)
+        with average.in_place(network):
+            scores = validate(network)
+            score = next(iter(scores.values()))
+            if score > self.best:
+                self.best, self.failures = score, 0
+                self.keep(network)
+            else:
+                self.failures += 1
         return scores
 
 
@@ -104,30 +113,40 @@ class TrainingCollapseError(RuntimeError):
 
 
 class CollapseWatch:
-    """Notice a network that is no better than a constant answer.
+    """Stop a training whose network has learned nothing by its half.
 
     Parameters
     ----------
-    reference
-        Loss of the best constant answer; ``None``: not known.
-    warmup
-        Optimizer steps of the warm-up.
+    has_collapsed
+        Whether the answer of a network is no better than a constant one; ``None``: not checked.
+    least_steps
+        Optimizer steps of the shortest training that is checked.
     """
 
-    def __init__(self, reference: float | None, warmup: int) -> None:
-        self.reference, self.least_steps = reference, MIN_WARMUPS * max(warmup, MIN_STEPS)
+    def __init__(self, has_collapsed: Callable[[nn.Module], bool] | None, least_steps: int) -> None:
+        self.has_collapsed, self.least_steps = has_collapsed, least_steps
+        self.is_done = has_collapsed is None
 
-    def judge(self, error: float, share_done: float, n_steps: int) -> None:
-        """Raise if half of a training of ``n_steps`` optimizer steps is done and the error is that of a constant."""
-        if self.reference is None or n_steps < self.least_steps or share_done < JUDGED_AFTER:
+    def judge(self, network: nn.Module, average: MovingAverage, share_done: float, n_steps: int) -> None:
+        """Check the averaged weights once half of ``n_steps`` optimizer steps are done.
+
+        Raises
+        ------
+        TrainingCollapseError
+            If they have learned nothing.
+        """
+        if self.is_done or n_steps < self.least_steps or share_done < JUDGED_AFTER:
             return
-        if error >= self.reference:
-            msg = (
-                f"the network learns nothing: after {share_done:.0%} of the training its loss is {error:.3f}, and that "
-                f"of a constant answer {self.reference:.3f}. Lower learning_rate, raise warmup, train with more slots "
-                "or fewer n_steps, or take architecture='feedforward'"
-            )
-            raise TrainingCollapseError(msg)
+        self.is_done = True
+        with average.in_place(network):
+            if self.has_collapsed is None or not self.has_collapsed(network):
+                return
+        msg = (
+            f"the network has learned nothing: after {share_done:.0%} of the training its answer on the training "
+            "sections is no better than a constant one. Lower learning_rate, raise warmup, train with more slots or "
+            "fewer n_steps, or take architecture='feedforward'"
+        )
+        raise TrainingCollapseError(msg)
 
 
 @dataclass

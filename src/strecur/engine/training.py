@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("strecur")
 
+MIN_STEPS, MIN_WARMUPS = 120, 4
+"""A training of fewer optimizer steps, or fewer times its warm-up, is too short to be checked for a collapse."""
+
 
 def make_optimizer(network: nn.Module, training: Training) -> torch.optim.AdamW:
     """Create AdamW with weight decay on the weights of linear maps only."""
@@ -57,7 +60,7 @@ def fit(
     fabric: Fabric,
     seed: int,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
-    reference: float | None = None,
+    has_collapsed: Callable[[nn.Module], bool] | None = None,
     progress: bool = True,
     checkpoint: Checkpoint | None = None,
 ) -> list[dict[str, float]]:
@@ -90,9 +93,9 @@ def fit(
     validate
         Scores the averaged weights; the first score is maximised. If ``None`` (default), the last averaged weights are
         kept.
-    reference
-        Loss of the best constant answer. If the network is no better after half of the training, it is stopped. If
-        ``None`` (default), this is not checked.
+    has_collapsed
+        Whether the answer of a network is no better than a constant one. It is called once after half of the training,
+        and stops it. If ``None`` (default), this is not checked.
     progress
         Show a progress bar over epochs.
     checkpoint
@@ -126,7 +129,7 @@ def fit(
         BestWeights(training.patience),
         visits,
         [None] * training.slots,
-        CollapseWatch(reference, filled(training.warmup)),
+        CollapseWatch(has_collapsed, max(MIN_STEPS, MIN_WARMUPS * filled(training.warmup))),
     )
     if checkpoint is not None:
         run = describe_run(network, sections, training, n_steps=n_steps, augment=augment, seed=seed, fabric=fabric)
@@ -166,30 +169,27 @@ class Trainer:
 
     def train_epoch(self, epoch: int, n_visits: int) -> dict[str, float]:
         """Take as many optimizer steps as ``n_visits`` whole visits, or those the clock allows; return the record."""
-        clock, found = self.state.clock, []
+        clock, losses = self.state.clock, []
         for _ in range(n_visits):
             for step in range(self.n_steps):
-                found.append(self.advance(clock.done * self.n_steps + step))
+                losses.append(self.advance(clock.done * self.n_steps + step))
             clock.tick()
             if clock.finished:
                 break
-        loss, error = (self.mean(values) for values in zip(*found, strict=True))
-        self.state.watch.judge(error, clock.share_done, clock.planned * self.n_steps)
+        state, mean = self.state, self.fabric.all_reduce(torch.stack(losses).mean())
+        state.watch.judge(state.network, state.average, clock.share_done, clock.planned * self.n_steps)
         rate = self.optimizer.param_groups[0]["lr"]
+        loss = float(cast("Tensor", mean))
         return {"epoch": epoch, "seconds": clock.seconds, "train_loss": loss, "learning_rate": rate}
 
-    def mean(self, losses: Sequence[Tensor]) -> float:
-        """Average losses over all processes."""
-        return float(cast("Tensor", self.fabric.all_reduce(torch.stack(list(losses)).mean())))
-
-    def advance(self, done: int) -> tuple[Tensor, Tensor]:
-        """Advance the next slot by one outer step and one optimizer step; return the loss, with and without halting."""
+    def advance(self, done: int) -> Tensor:
+        """Advance the next slot by one outer step and one optimizer step; return the loss."""
         state, device = self.state, self.fabric.device
         turn = done % len(state.slots)
         slot = state.slots[turn] or self.open_slot(turn, is_first=done < len(state.slots))
+        state.network.train()  # a validation switches dropout off
         with slot.global_random_state(device):
             if slot.carry is None:
-                state.network.train()  # a validation switches dropout off
                 slot.start(state.network, self.n_steps, early_exit=self.training.early_exit)
             loss = self.stepper(slot)
             require_finite(loss, slot)
@@ -197,7 +197,7 @@ class Trainer:
         recipe = state.network.recipe if self.training.early_exit else None
         threshold = None if recipe is None else recipe.threshold
         state.slots[turn] = None if slot.is_over(threshold=threshold) else slot
-        return loss.detach(), filled(filled(slot.carry).error)
+        return loss.detach()
 
     def open_slot(self, turn: int, *, is_first: bool) -> Slot:
         """Fill a slot with the next visit."""

@@ -13,6 +13,7 @@ import torch
 from strecur import metrics
 from strecur._anndata import read_labels
 from strecur.engine import Augmentation, predict
+from strecur.models.calibration import negative_log_likelihood
 from strecur.models.domain import DomainModel, calibrate_domains
 from strecur.models.features.spots import fit_domain_features
 from strecur.models.fitting import Lesson, Task
@@ -21,7 +22,6 @@ from strecur.models.network import build_network
 from strecur.models.sections import Split, split_sections
 from strecur.models.smoothing import choose_smoothing, smooth_answers
 from strecur.nn import DomainHead
-from strecur.nn.heads import LABEL_SMOOTHING
 from strecur.options import Inference
 
 if TYPE_CHECKING:
@@ -48,10 +48,6 @@ VISITS, MIN_EPOCHS = 100, 20
 
 FEW_SPOTS = 1200
 """With fewer annotated spots a network starts from the linear model; with more it learned better without."""
-
-
-MARGIN = 0.98
-"""Share of the loss of a constant answer above which a network counts as one."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +117,19 @@ class DomainTask(Task):
         predicted = np.concatenate([answer.restarts[0].output_DN[-1].argmax(axis=1) for answer in answers])
         return {"validation_ari": score_domains(targets(judges), predicted)["ari"]}
 
-    def constant_loss(self, lesson: Lesson, split: DomainSplit) -> float | None:
-        """Return almost the cross-entropy of the class frequencies against smoothed labels."""
-        counts_C = np.bincount(split.target_N[split.taught_N], minlength=len(split.labels))
-        share_C = counts_C / counts_C.sum()
-        smoothed_C = (1 - LABEL_SMOOTHING) * share_C + LABEL_SMOOTHING / len(share_C)
-        return MARGIN * float(-(smoothed_C * np.log(smoothed_C)).sum())
+    def has_collapsed(self, network: SpotNetwork, sections: Sequence[Section], depth: int, fabric: Fabric) -> bool:
+        """Return whether one domain is named everywhere, or the loss is that of the class frequencies."""
+        smallest = min(sections, key=lambda section: len(section.features_NF))
+        inference = Inference(depth=depth, symmetric=False)
+        (answer,) = predict(network, [smallest], inference, keep_steps=False, fabric=fabric, progress=False)
+        truth_N = targets([smallest])
+        known_N, proba_NC = truth_N >= 0, answer.best.output_DN[-1]
+        share_C = np.bincount(truth_N[known_N], minlength=proba_NC.shape[1]) / known_N.sum()
+        if (share_C > 0).sum() < 2:  # nothing to tell apart
+            return False
+        entropy = -(share_C[share_C > 0] * np.log(share_C[share_C > 0])).sum()
+        loss = negative_log_likelihood(proba_NC[known_N], truth_N[known_N])
+        return bool(loss >= entropy or len(np.unique(proba_NC.argmax(axis=1))) == 1)
 
     def linear_model(self, lesson: Lesson, split: DomainSplit) -> Any:
         msg = "architecture='linear' is for expression; the linear model of domains comes with every network"

@@ -52,6 +52,9 @@ HIDE = 0.3
 SLOW = {"universal": 5e-4}
 """Learning rates by architecture; at 1e-3 the universal transformer, with eight calls, stays near the mean."""
 
+CONSTANT = 0.01
+"""Share of the measured spread below which a prediction counts as constant."""
+
 COUNT_VISITS, COUNT_RATE = 120, 5e-3
 """Visits for models of counts, however many sections there are, each of which generates a fixed number of spots."""
 
@@ -152,9 +155,14 @@ class ExpressionTask(Task):
         found = score_sections(truths, run(network, judges, Inference(depth=depth, symmetric=False), fabric)[1])
         return {f"validation_{name}": found[name] for name in ("pcc", "mse")}
 
-    def constant_loss(self, lesson: ExpressionLesson, split: Split) -> float | None:
-        """Return the squared error of the mean of each gene."""
-        return float(lesson.log_NG.var(axis=0).mean())
+    def has_collapsed(self, network: SpotNetwork, sections: Sequence[Section], depth: int, fabric: Fabric) -> bool:
+        """Return whether the prediction hardly varies between spots, which the mean of each gene does not."""
+        smallest = min(sections, key=lambda section: len(section.features_NF))
+        (values_NG,), _ = run(network, [smallest], Inference(depth=depth, symmetric=False), fabric)
+        (truth_NG,) = targets([smallest])
+        known_N = ~np.isnan(truth_NG).any(axis=1)
+        spread = values_NG[known_N].std(axis=0).mean()
+        return bool(spread < CONSTANT * truth_NG[known_N].std(axis=0).mean())
 
     def linear_model(self, lesson: ExpressionLesson, split: Split) -> LinearExpressionModel:
         return LinearExpressionModel(
@@ -212,8 +220,9 @@ class CountTask(ExpressionTask):
             "augmentation": Augmentation(noise=NOISE, drop=DROP, hide=0.0, max_shift=recipe.backbone.period),
         }
 
-    def constant_loss(self, lesson: ExpressionLesson, split: Split) -> float | None:
-        return None
+    def has_collapsed(self, network: SpotNetwork, sections: Sequence[Section], depth: int, fabric: Fabric) -> bool:
+        """Return false: counts may well be the same everywhere."""
+        return False
 
     def fit_scale(self, own: Any, genes: Sequence[str], options: Features) -> ExpressionTarget:
         """Return the scale of raw counts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pandas as pd
 
@@ -16,7 +16,6 @@ from strecur.engine.devices import make_fabric
 from strecur.models.network import resolve_architecture, resolve_backbone, to_json
 from strecur.models.plan import in_tiles, plan_training
 from strecur.models.sections import engine_sections
-from strecur.nn import HistConfig
 from strecur.nn.halting import RECIPES
 from strecur.options import Features, Training, fill
 from strecur.presets import Preset, hist
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from strecur.models.features.spots import Inputs, SpotFeatures
     from strecur.models.network import Architecture
     from strecur.models.sections import Split
-    from strecur.nn import BackboneConfig, SpotNetwork
+    from strecur.nn import BackboneConfig, HistConfig, SpotNetwork
 
 LINEAR = "linear"
 
@@ -145,8 +144,8 @@ class Task(ABC):
         """Score a network on the validation sections."""
 
     @abstractmethod
-    def constant_loss(self, lesson: Any, split: Any) -> float | None:
-        """Return the loss of the best constant answer, which a network that learns must go below; ``None``: unknown."""
+    def has_collapsed(self, network: Any, sections: Sequence[Section], depth: int, fabric: Fabric) -> bool:
+        """Return whether the answer on the training sections is no better than a constant one."""
 
     @abstractmethod
     def linear_model(self, lesson: Any, split: Any) -> Any:
@@ -196,7 +195,7 @@ def fit_model(task: Task, data: SectionData, request: Request, *, rng: int) -> A
         augment=filled(training.augmentation),
         fabric=fabric,
         seed=rng,
-        reference=task.constant_loss(lesson, split),
+        has_collapsed=lambda candidate: task.has_collapsed(candidate, sections, architecture.n_steps, fabric),
         validate=validate if judges else None,
         progress=settings.progress,
         checkpoint=open_checkpoint(recipe, judges),
@@ -234,15 +233,7 @@ def find_preset(request: Request) -> Preset | None:
         return request.architecture
     if not isinstance(request.architecture, str) or request.architecture != "hist":
         return None
-    if isinstance(request.backbone, HistConfig):
-        return hist(request.backbone)
-    if request.backbone not in ("windowed", "hist"):
-        msg = (
-            f"architecture='hist' has a backbone of its own; leave out backbone={request.backbone!r}, or pass a "
-            "HistConfig"
-        )
-        raise ValueError(msg)
-    return hist()
+    return hist(None if request.backbone in ("windowed", "hist") else cast("HistConfig", request.backbone))
 
 
 def check_halting(halting: object, kind: str, backbone: BackboneConfig) -> None:

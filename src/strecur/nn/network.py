@@ -45,8 +45,6 @@ class Carry:
         Target halt step of each section, drawn by the random-K recipe.
     halt_S
         Halt probability of each section after the last supervision step; ``None`` without a halting recipe.
-    error
-        Loss of the last supervision step without that of halting.
     """
 
     state: State
@@ -54,7 +52,6 @@ class Carry:
     streams: Streams | None = None
     halt_at_S: Tensor | None = None
     halt_S: Tensor | None = None
-    error: Tensor | None = None
 
 
 class SpotNetwork(nn.Module):
@@ -160,12 +157,12 @@ class SpotNetwork(nn.Module):
         if self.recipe is not None and self.recipe.measure is not None:
             held_out_N = hold_out(labelled_N, HELD_OUT_SHARE, generator)
         loss = self.mean_loss(output, labelled_N & ~held_out_N, batch)
-        error, halt_S = loss.detach(), None
+        halt_S = None
         if halt_SL is not None:
             loss = loss + HALT_WEIGHT * self.halt_loss(output, halt_SL, held_out_N, batch, carry)
             halt_S = halt_probability(halt_SL.detach())
         state = tuple(part.detach() for part in carry.state)
-        return loss, replace(carry, state=state, halt_S=halt_S, error=error)
+        return loss, replace(carry, state=state, halt_S=halt_S)
 
     def mean_loss(self, output: Tensor, train_N: Tensor, batch: Batch) -> Tensor:
         """Mean over the chosen spots of each section, averaged over the sections.

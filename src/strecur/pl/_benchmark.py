@@ -65,7 +65,7 @@ def benchmark(
     >>> ax = st.pl.benchmark(pd.DataFrame(rows, columns=["group", "method", "ari"]))
     """
     score = score or next((name for name in SCORES if name in table), SCORES[0])
-    check_table(table, ["group", "method", score], made_with="strecur.tl.cross_validate(adata, task, library_key=...)")
+    check_table(table, ["group", "method", score], made_with="strecur.tl.cross_validate(adata, label_key)")
     means = _mean_scores(table, score)
     panel = make_panel(ax, "methods by score", (6.5, 1.2 + 2.2 * LINE * max(len(means), 3)))
     groups = sorted(table["group"].unique())

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from strecur._anndata import find_library_key, open_table, read_sections
 from strecur._settings import settings
-from strecur.options import Features, Inference, as_options
+from strecur.options import Features, Inference, Training, as_options
 from strecur.tl._folds import check_inputs, find_duplicates, make_folds, read_profiles
 from strecur.tl._results import digest, open_results
 from strecur.tl._scoring import DomainScoring, ExpressionScoring, describe_split
@@ -140,6 +140,8 @@ def cross_validate(
     library_key = find_library_key(table, library_key)
     scoring = DomainScoring(library_key, label_key) if label_key is not None else ExpressionScoring(library_key)
     train = check_options(dict(train or {}), OPTIONS | scoring.options)
+    train["features"] = as_options(Features, "features", train.get("features"))
+    train["training"] = as_options(Training, "training", train.get("training"))
     options = as_options(Inference, "inference", inference)
     networks, seeds = name_networks(architectures, scoring.baselines), check_seeds(seeds)
     folds, data = plan_folds(table, scoring, label_key, train, group_key=group_key, donor_key=donor_key, groups=groups)
@@ -173,7 +175,7 @@ def plan_folds(
 ) -> tuple[list[Fold], str]:
     """Return the folds with their cautions, and a digest of the data."""
     sections = read_sections(table, scoring.library_key)
-    layer = as_options(Features, "features", train.get("features")).layer
+    layer = train["features"].layer
     use_rep = train.get("use_rep", scoring.use_rep)
     known = scoring.known(table, layer)
     folds = make_folds(table, sections, known, group_key=group_key, donor_key=donor_key, groups=groups)
