@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["expression"]
 
 CARRIED = ("spatial", "grid")
-BESIDE = ("_linear", "_log2", "_sample")
+BESIDE = ("_network", "_linear", "_log2", "_sample")
 
 
 def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, table_key: str | None = None) -> AnnData:
@@ -27,8 +27,9 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
     adata
         Spots of one or several sections; with the results of :func:`strecur.tl.predict_expression`.
     key
-        The ``key_added`` of that call, or ``f"{key}_linear"`` for the linear baseline. For models of counts, also
-        ``f"{key}_log2"`` for the mean of log2(count + 1) and ``f"{key}_sample"`` for sampled counts.
+        The ``key_added`` of that call, or ``f"{key}_network"`` and ``f"{key}_linear"`` for the parts of the answer. For
+        models of counts, also ``f"{key}_log2"`` for the mean of log2(count + 1) and ``f"{key}_sample"`` for sampled
+        counts.
     table_key
         Table to use if ``adata`` is a SpatialData with several.
 
@@ -75,7 +76,7 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
     genes = pd.Index(map(str, record["var_names"]))
     reliability = record.get("reliability", pd.DataFrame(index=genes))
     target = str(record.get("target", "log2"))
-    if target == "counts" and key not in {described, f"{described}_sample"}:
+    if target == "counts" and key not in {described, f"{described}_network", f"{described}_sample"}:
         target = "log2"  # the scale of the linear baseline and the mean of a model of counts
     values = np.asarray(table.obsm[key])
     if values.shape != (table.n_obs, len(genes)):

@@ -217,6 +217,10 @@ class Inference:
         How restarts become one answer: the ``"converged"`` one with the smallest residual, a ``"vote"`` for every spot
         (domains only), or the ``"mean"``. If ``None`` (default), ``"converged"`` for domains and ``"mean"`` for
         expression.
+    blend
+        Weight of the network in the answer, from 0 (linear baseline) to 1 (network alone); the linear baseline has the
+        rest. If ``None`` (default), that of the model, chosen on its validation sections or equal. Models of counts
+        answer by the network alone.
     noise
         Standard deviation of the noise added to every update of the states.
     symmetric
@@ -250,6 +254,7 @@ class Inference:
     depth: int | None = None
     breadth: int = 1
     selection: Selection | None = None
+    blend: float | None = None
     noise: float = 0.0
     symmetric: bool = True
     stop_early: bool = False
@@ -271,6 +276,8 @@ class Inference:
         check_not_negative("noise", self.noise)
         if self.halt_threshold is not None:
             check_probability("halt_threshold", self.halt_threshold)
+        if self.blend is not None:
+            check_share("blend", self.blend)
         if self.selection is not None:
             check_choice("selection", self.selection, get_args(Selection))
         check_whole("n_samples", self.n_samples, least=-float("inf"))

@@ -26,6 +26,7 @@ class NetworkModel:
     network: SpotNetwork
     halting: str | None
     halt_threshold: float | None
+    blend: float
     selections: ClassVar[tuple[Selection, ...]]
 
     @property

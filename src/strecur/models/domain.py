@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 
 from strecur import metrics
+from strecur._arguments import filled
 from strecur._settings import settings
 from strecur.engine import Answer, Section, predict
 from strecur.models.base import NetworkModel, own_fabric
+from strecur.models.blend import EQUAL, blend_proba
 from strecur.models.calibration import conformal_scores, fit_temperature, negative_log_likelihood, temper
 from strecur.models.features.spots import SpotFeatures, features_from_saved, features_to_saved
 from strecur.models.io.folders import save_folder
@@ -57,6 +59,8 @@ class DomainModel(NetworkModel):
         Sections the model was trained on.
     smoothing
         Nearest spots over which log-probabilities of network and baseline are averaged; 1: none but the spot itself.
+    blend
+        Weight of the network in the answer; the linear baseline has the rest.
     temperature
         What log-probabilities are divided by to be calibrated; see :func:`strecur.tl.calibrate`.
     conformal_scores
@@ -79,6 +83,7 @@ class DomainModel(NetworkModel):
     scores: pd.DataFrame
     sections: list[str]
     smoothing: int = 1
+    blend: float = EQUAL
     temperature: float = 1.0
     conformal_scores: np.ndarray | None = None
     halt_threshold: float | None = None
@@ -146,6 +151,31 @@ class DomainModel(NetworkModel):
         """
         return [smooth(self.baseline.predict_proba(s.features_NF.numpy()), s, self.smoothing) for s in sections]
 
+    def answers(
+        self, sections: Sequence[Section], inference: Inference, restarts: Sequence[Answer]
+    ) -> list[np.ndarray]:
+        """Blend what the network and the linear baseline say of sections.
+
+        Parameters
+        ----------
+        sections
+            Features and lattices.
+        inference
+            Options of the prediction, with ``selection`` and ``blend``.
+        restarts
+            From :meth:`predict` on these sections.
+
+        Returns
+        -------
+        Probabilities of each section after each outer step, (depth, spots, domains) float32.
+        """
+        linear = self.predict_linear(sections)
+        weight, selection = filled(inference.blend), filled(inference.selection)
+        return [
+            blend_proba(answer.combined(selection), linear_NC, weight)
+            for answer, linear_NC in zip(restarts, linear, strict=True)
+        ]
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder of ``config.json`` and ``weights.safetensors``.
 
@@ -176,6 +206,7 @@ class DomainModel(NetworkModel):
             "history": self.history.to_dict(orient="list"),
             "scores": self.scores.to_dict(),
             "smoothing": self.smoothing,
+            "blend": self.blend,
             "temperature": self.temperature,
             "halt_threshold": self.halt_threshold,
         }
@@ -199,6 +230,7 @@ def domains_from_saved(
         scores=pd.DataFrame(config["scores"]),
         sections=config["sections"],
         smoothing=config.get("smoothing", 1),
+        blend=config.get("blend", 1.0),
         temperature=config["temperature"],
         conformal_scores=arrays.get("conformal_scores"),
         halt_threshold=config["halt_threshold"],

@@ -13,6 +13,7 @@ import torch
 from strecur import metrics
 from strecur._anndata import read_labels
 from strecur.engine import Augmentation, predict
+from strecur.models.blend import blend_proba, choose_proba_weight
 from strecur.models.calibration import negative_log_likelihood
 from strecur.models.domain import DomainModel, calibrate_domains
 from strecur.models.features.spots import fit_domain_features
@@ -154,14 +155,20 @@ class DomainTask(Task):
             inference = Inference(depth=model.architecture.n_steps)
             answers = predict(model.network, trained.judges, inference, fabric=trained.fabric, progress=False)
             answers = smooth_answers(answers, trained.judges, model.smoothing)
-            proba_NC = np.concatenate([answer.restarts[0].output_DN[-1] for answer in answers])
+            network_NC = np.concatenate([answer.restarts[0].output_DN[-1] for answer in answers])
             linear_NC = np.concatenate(model.predict_linear(trained.judges))
-            truth_N = targets(trained.judges)
-            scores = {"network": proba_NC, "linear": linear_NC}
-            model.scores = pd.DataFrame({k: score_domains(truth_N, p.argmax(axis=1)) for k, p in scores.items()})
-            if (truth_N >= 0).any():
-                calibrate_domains(model, proba_NC, truth_N)
+            judge_on(model, network_NC, linear_NC, targets(trained.judges))
         return model
+
+
+def judge_on(model: DomainModel, network_NC: np.ndarray, linear_NC: np.ndarray, truth_N: np.ndarray) -> None:
+    """Choose the blend, calibrate it and score it beside its parts, on spots that were held out."""
+    known_N = truth_N >= 0
+    model.blend = choose_proba_weight(network_NC[known_N], linear_NC[known_N], truth_N[known_N])
+    answer_NC = blend_proba(network_NC[None], linear_NC, model.blend)[0]
+    calibrate_domains(model, answer_NC, truth_N)
+    parts = {"answer": answer_NC, "network": network_NC, "linear": linear_NC}
+    model.scores = pd.DataFrame({k: score_domains(truth_N, p.argmax(axis=1)) for k, p in parts.items()})
 
 
 def encode_labels(values: pd.Series, label_key: str) -> tuple[list[str], np.ndarray]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from strecur._settings import settings
 from strecur.models.base import NetworkModel, own_fabric
+from strecur.models.blend import EQUAL
 from strecur.models.calibration import ExpressionErrors
 from strecur.models.counts import Draws, draw_counts, predict_values
 from strecur.models.features.spots import SpotFeatures, features_from_saved, features_to_saved
@@ -166,6 +167,8 @@ class ExpressionModel(LinearExpressionModel, NetworkModel):
         validation_mse.
     scores
         Scores of network and baseline on the validation sections; empty without one.
+    blend
+        Weight of the network in the answer; the ridge regression has the rest. 1 for models of counts.
     halt_threshold
         Halt probability above which a section stops, set by :func:`strecur.tl.calibrate_halting`; ``None``: that of
         the recipe.
@@ -177,6 +180,7 @@ class ExpressionModel(LinearExpressionModel, NetworkModel):
     halting: str | None
     history: pd.DataFrame
     scores: pd.DataFrame
+    blend: float = EQUAL
     halt_threshold: float | None = None
     selections: ClassVar[tuple[Selection, ...]] = ("mean", "converged")
 
@@ -248,8 +252,13 @@ class ExpressionModel(LinearExpressionModel, NetworkModel):
         """Split the model into JSON values and arrays."""
         config, arrays = super()._saved()
         network, weights = network_to_saved(self.network, self.architecture, self.backbone, self.halting)
-        own = {"history": self.history.to_dict(orient="list"), "scores": self.scores.to_dict()}
-        return config | own | {"halt_threshold": self.halt_threshold} | network, arrays | weights
+        own = {
+            "history": self.history.to_dict(orient="list"),
+            "scores": self.scores.to_dict(),
+            "blend": self.blend,
+            "halt_threshold": self.halt_threshold,
+        }
+        return config | own | network, arrays | weights
 
 
 def expression_from_saved(
@@ -275,5 +284,6 @@ def expression_from_saved(
         **network_from_saved(config, arrays, backbones, features.n_columns, ExpressionHead, len(target.genes)),
         history=pd.DataFrame(config["history"]),
         scores=pd.DataFrame(config["scores"]),
+        blend=config.get("blend", 1.0),
         halt_threshold=config["halt_threshold"],
     )

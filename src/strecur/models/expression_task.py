@@ -14,6 +14,7 @@ import torch
 from strecur import metrics
 from strecur._arguments import as_names
 from strecur.engine import Augmentation
+from strecur.models.blend import EQUAL, blend_values, choose_value_weight
 from strecur.models.calibration import fit_errors
 from strecur.models.counts import log2_of, predict_values
 from strecur.models.expression import ExpressionModel, LinearExpressionModel
@@ -92,6 +93,7 @@ class ExpressionTask(Task):
     library_key: str | None
     kind: ClassVar[str] = "expression"
     default_halting: ClassVar[str | None] = None
+    blend: ClassVar[float] = EQUAL
     feature_defaults: ClassVar[Mapping[str, Any]] = {"n_components": 100, "neighbours": (9, 25, 81)}
 
     def split(self, data: SectionData, request: Request, rng: int) -> Split:
@@ -188,6 +190,7 @@ class ExpressionTask(Task):
             halting=trained.recipe.halting,
             history=trained.history,
             scores=pd.DataFrame(),
+            blend=self.blend,
         )
         if trained.judges:
             rate_on(model, lesson, trained)
@@ -196,7 +199,9 @@ class ExpressionTask(Task):
 
 @dataclass(frozen=True)
 class CountTask(ExpressionTask):
-    """Learn raw counts by GenAR."""
+    """Learn raw counts by GenAR, whose answer is that of the network alone."""
+
+    blend: ClassVar[float] = 1.0
 
     def resolve_backbone(
         self, architecture: Architecture, backbone: str | BackboneConfig, layout: str
@@ -314,21 +319,23 @@ def rate_genes(
 
 
 def rate_on(model: ExpressionModel, lesson: ExpressionLesson, trained: Trained) -> None:
-    """Rate the genes, fit the errors and score network and baseline on the validation sections."""
-    truths = targets(trained.judges)
+    """Choose the blend, rate the genes, fit the errors and score all parts on the validation sections."""
     inference = Inference(depth=model.architecture.n_steps)
-    values, predicted = run(model.network, trained.judges, inference, trained.fabric)
-    truth_NG, predicted_NG = np.concatenate(truths), np.concatenate(values)
-    known_N = ~np.isnan(truth_NG).any(axis=1)
-    model.errors = fit_errors(predicted_NG[known_N], truth_NG[known_N])
-    truths = [model.target.log2(truth) for truth in truths]
-    pcc_network = mean_pcc(truths, predicted)
-    model.reliability["pcc_network"] = model.reliability["pcc"] = pcc_network
+    values, network = run(model.network, trained.judges, inference, trained.fabric)
     linear = [model.baseline.predict(averaged_NF) for averaged_NF in map(averaged, trained.judges)]
+    measured = targets(trained.judges)
+    known_N = ~np.isnan(np.concatenate(measured)).any(axis=1)
+    truth_NG, network_NG, linear_NG = (np.concatenate(parts)[known_N] for parts in (measured, values, linear))
+    if not model.predicts_counts:
+        model.blend = choose_value_weight(network_NG, linear_NG, truth_NG)
+    model.errors = fit_errors(blend_values(network_NG, linear_NG, model.blend), truth_NG)
+    truths = [model.target.log2(truth) for truth in measured]
+    answers = [blend_values(a_NG, b_NG, model.blend) for a_NG, b_NG in zip(network, linear, strict=True)]
+    model.reliability["pcc"], model.reliability["pcc_network"] = mean_pcc(truths, answers), mean_pcc(truths, network)
     model.scores = pd.DataFrame(
         {
-            name: score_sections(truths, values) | metrics.pooled_scores(np.concatenate(truths), np.concatenate(values))
-            for name, values in (("network", predicted), ("linear", linear))
+            name: score_sections(truths, parts) | metrics.pooled_scores(np.concatenate(truths), np.concatenate(parts))
+            for name, parts in (("answer", answers), ("network", network), ("linear", linear))
         }
     )
 

@@ -167,6 +167,7 @@ def plan_inference(
         inference,
         depth=inference.depth or model.architecture.n_steps,
         selection=inference.selection or model.selections[0],
+        blend=model.blend if inference.blend is None else inference.blend,
         halt_threshold=inference.halt_threshold or model.halt_threshold or (recipe.threshold if recipe else 0.5),
     )
     n_views = len(symmetries(layout)) if inference.symmetric else 1
@@ -191,6 +192,9 @@ def check_inference(model: DomainModel | ExpressionModel, inference: Inference) 
         raise ValueError(msg)
     if (inference.breadth > 1 or inference.noise) and not model.has_two_states:
         msg = "breadth > 1 and noise are for recursions with two states; train with architecture='trm'"
+        raise ValueError(msg)
+    if inference.blend is not None and inference.blend < 1 and model.predicts_counts:
+        msg = f"blend={inference.blend}: counts are predicted by the network alone; leave blend out"
         raise ValueError(msg)
     if inference.n_samples and not model.predicts_counts:
         msg = "n_samples is for models of counts; train with architecture='genar'"

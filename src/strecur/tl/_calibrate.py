@@ -10,6 +10,7 @@ from strecur import metrics
 from strecur._anndata import read_labels
 from strecur._arguments import check_number, check_whole, filled
 from strecur.models import DomainModel, ExpressionModel, LinearExpressionModel
+from strecur.models.blend import blend_values
 from strecur.models.calibration import fit_errors
 from strecur.models.domain import calibrate_domains
 from strecur.models.targets import counted_spots, read_counts
@@ -107,7 +108,7 @@ def calibrate(
     given = read_input(adata, model, options, library_key=library_key, table_key=table_key)
     target_N = known_labels(given.data, model, label_key)
     answers = model.predict(given.sections, given.inference, rng=rng, keep_steps=False)
-    proba_NC = np.concatenate([answer.combined(filled(given.inference.selection))[-1] for answer in answers])
+    proba_NC = np.concatenate([proba_DNC[-1] for proba_DNC in model.answers(given.sections, given.inference, answers)])
     target_N = np.concatenate([target_N[given.data.rows(name)] for name in given.data.names])
     return calibrate_domains(model, proba_NC, target_N)
 
@@ -219,8 +220,9 @@ def calibrate_expression(
         raise ValueError(msg)
     warn_if_seen(model.sections, given.data.names)
     answers = model.predict(given.sections, given.inference, rng=rng, keep_steps=False)
-    selection = filled(given.inference.selection)
-    predicted_NG = given.data.join([answer.combined(selection)[-1] for answer in answers])
+    network_NG = given.data.join([answer.combined(filled(given.inference.selection))[-1] for answer in answers])
+    linear_NG = model.baseline.predict(given.inputs.averaged_NF)
+    predicted_NG = blend_values(network_NG, linear_NG, filled(given.inference.blend))
     predicted_NG, truth_NG = predicted_NG[known_N], truth_NG[known_N]
     model.errors = fit_errors(predicted_NG, truth_NG)
     return pd.DataFrame(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("strecur")
 
 NOT_RECURSIVE = "feedforward"
+ALONE = ", network alone"
 
 OPTIONS = {"backbone", "halting", "features", "training", "use_rep"}
 """Arguments of both training functions that can be given in ``train``."""
@@ -98,8 +99,9 @@ def cross_validate(
 
     Returns
     -------
-    One row per group held out, seed and method; the methods are the networks by name, ``"linear"`` (on the same
-    features) and, for domains, ``"linear, single spots"`` (without neighbours). Columns:
+    One row per group held out, seed and method; the methods are the models by name (blends of network and linear
+    baseline), each followed by its network alone, ``"linear"`` (on the same features) and, for domains,
+    ``"linear, single spots"`` (without neighbours). Columns:
 
     - ``group``, ``seed``, ``method``.
     - The scores of :func:`strecur.metrics.domain_scores` or :func:`strecur.metrics.expression_scores`: means over the
@@ -145,7 +147,9 @@ def cross_validate(
     options = as_options(Inference, "inference", inference)
     networks, seeds = name_networks(architectures, scoring.baselines), check_seeds(seeds)
     folds, data = plan_folds(table, scoring, label_key, train, group_key=group_key, donor_key=donor_key, groups=groups)
-    methods = dict.fromkeys(scoring.baselines) | networks
+    methods: dict[str, object] = dict.fromkeys(scoring.baselines)
+    for name, config in networks.items():
+        methods |= {name: config, f"{name}{ALONE}": config}
     with_options = digest(data, sorted(train.items(), key=lambda item: item[0]), options)
     results = open_results(
         path, {(f.group, m): digest(with_options, f.train.tobytes(), c) for f in folds for m, c in methods.items()}
@@ -213,6 +217,9 @@ def run_fold(
     split = describe_split(scoring, train, test, model)
     nothing = dict.fromkeys(cost, np.nan)
     rows = [{"method": name, **scoring.score(test, model, predicted), **split, **cost}]
+    alone = scoring.network_alone(test, model)
+    if alone is not None:
+        rows.append({"method": f"{name}{ALONE}", **scoring.score(test, model, alone), **split, **nothing})
     for baseline, answer in scoring.predict_baselines(train, test, model).items():
         rows.append({"method": baseline, **scoring.score(test, model, answer), **split, **nothing})
     return rows

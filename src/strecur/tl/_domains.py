@@ -138,6 +138,8 @@ def trm_domains(
 ) -> AnnData | None:
     """Label the domains of every spot of new sections; nothing is fitted on them.
 
+    The answer is a blend of the network and the linear baseline, which are written beside it.
+
     Parameters
     ----------
     adata
@@ -174,8 +176,8 @@ def trm_domains(
         Probability of the most probable domain (float32).
     ``obs[f"{key}_settling_step"]``
         First outer step after which the spot's domain no longer changes, from 1 (int).
-    ``obs[f"{key}_linear"]``
-        Domain by the linear baseline (categorical).
+    ``obs[f"{key}_network"]``, ``obs[f"{key}_linear"]``
+        Domain by the network alone, and by the linear baseline (categorical).
     ``obsm[f"{key}_proba"]``
         Probability of each domain, calibrated if the model is (float32, spots × domains).
     ``obsm[f"{key}_latent"]``
@@ -228,9 +230,13 @@ def trm_domains(
 
     params = {**recorded(options), "rng": rng, "library_key": find_library_key(table, library_key)}
     params |= {"smoothing": model.smoothing, "temperature": model.temperature, "abstain": abstain, "coverage": coverage}
-    proba_DNC = data.join([answer.combined(filled(options.selection)) for answer in answers], axis=1)
+    proba_DNC = data.join(model.answers(sections, options, answers), axis=1)
+    obs, obsm, by_section = label_spots(model, data, answers, proba_DNC, abstain=abstain)
+    network_N = data.join([answer.combined(filled(options.selection))[-1] for answer in answers]).argmax(axis=1)
     linear_N = data.join(model.predict_linear(sections)).argmax(axis=1)
-    obs, obsm, by_section = label_spots(model, data, answers, proba_DNC, linear_N, abstain=abstain)
+    for name, label_N in (("_network", network_N), ("_linear", linear_N)):
+        obs[name] = pd.Categorical.from_codes(label_N, model.labels)
+    by_section.insert(1, "linear_agreement", data.means(proba_DNC[-1].argmax(axis=1) == linear_N))
     by_section.insert(2, "novelty", inputs.novelty)
     record = {
         "params": {name: value for name, value in params.items() if value is not None},
@@ -256,7 +262,6 @@ def label_spots(
     data: SectionData,
     answers: list[Answer],
     proba_DNC: np.ndarray,
-    linear_N: np.ndarray,
     *,
     abstain: float,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], pd.DataFrame]:
@@ -268,7 +273,6 @@ def label_spots(
         "": pd.Categorical.from_codes(np.where(confidence_N < abstain, UNLABELLED, label_N), model.labels),
         "_confidence": confidence_N,
         "_settling_step": settling_steps(steps_ND),
-        "_linear": pd.Categorical.from_codes(linear_N, model.labels),
     }
     obsm = {
         "_proba": proba_NC,
@@ -278,7 +282,6 @@ def label_spots(
     by_section = pd.DataFrame(
         {
             "mean_confidence": data.means(confidence_N),
-            "linear_agreement": data.means(label_N == linear_N),
         },
         index=pd.Index(data.names, name="section"),
     )

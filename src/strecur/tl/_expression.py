@@ -16,6 +16,7 @@ from strecur._anndata import (
 )
 from strecur._arguments import check_probability, check_whole, filled
 from strecur.models import ExpressionModel, LinearExpressionModel
+from strecur.models.blend import blend_values
 from strecur.models.counts import log2_of
 from strecur.models.expression_task import CountTask, ExpressionTask
 from strecur.models.features.representation import EMBED
@@ -165,6 +166,9 @@ def predict_expression(
 ) -> AnnData | None:
     """Predict the expression of every spot from its histology; nothing is fitted on the sections predicted.
 
+    The answer is a blend of the network and the linear baseline, which are written beside it. The answer of models of
+    counts is that of the network alone.
+
     Parameters
     ----------
     adata
@@ -198,8 +202,9 @@ def predict_expression(
     ``obsm[key]``
         Predicted expression on the scale of the training target (float32, spots × genes). Spots whose embedding is
         NaN, such as those outside the image, have NaN. Counts are int32, but float32 if such spots are there.
-    ``obsm[f"{key}_linear"]``
-        The same by the linear baseline; log2(count + 1) beside counts.
+    ``obsm[f"{key}_network"]``, ``obsm[f"{key}_linear"]``
+        The same by the network alone (unless the model is linear), and by the linear baseline; the latter is
+        log2(count + 1) beside counts.
     ``obsm[f"{key}_log2"]``
         For models of counts: the mean of log2(count + 1) over the predicted distributions (float32, spots × genes),
         which varies even where the predicted counts are almost the same everywhere.
@@ -256,6 +261,7 @@ def predict_expression(
     if isinstance(model, ExpressionModel):
         options = plan_inference(model, options, data.sizes(), data.grid.layout)
         found, by_section, record = run_network(model, data, engine_sections(data, inputs), options, rng)
+        found = {"": blend_values(found["_network"], linear_NG, filled(options.blend)), **found}
         params |= {**recorded(options), "rng": rng}
     if coverage is not None:
         found["_interval"] = filled(model.errors).half_width(found[""], coverage)
@@ -280,9 +286,9 @@ def predict_expression(
 def run_network(
     model: ExpressionModel, data: SectionData, sections: list[Section], options: Inference, rng: int
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame, dict[str, Any]]:
-    """Return the prediction and what belongs to it by suffix of the key, a table of sections, and further tables."""
+    """Return what the network predicts by suffix of the key, a table of sections, and further tables."""
     answers = model.predict(sections, options, rng=rng)
-    found = {"": data.join([answer.combined(filled(options.selection))[-1] for answer in answers])}
+    found = {"_network": data.join([answer.combined(filled(options.selection))[-1] for answer in answers])}
     if options.breadth > 1:
         lasts = [[run.output_DN[-1] for run in answer.restarts] for answer in answers]
         found["_spread"] = data.join([np.std(last, axis=0) for last in lasts])
@@ -298,7 +304,7 @@ def run_network(
 
 def as_stored(name: str, values: np.ndarray, target: ExpressionTarget) -> np.ndarray:
     """Return counts as integers, unless there are missing spots, which integers cannot represent."""
-    if target.scale != "counts" or name not in {"", "_sample"} or np.isnan(values).any():
+    if target.scale != "counts" or name not in {"", "_network", "_sample"} or np.isnan(values).any():
         return values
     return values.astype(np.int32)
 

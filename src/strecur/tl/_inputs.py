@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from strecur._anndata import SectionData
     from strecur.engine import Section
+    from strecur.models.features.spots import Inputs
     from strecur.options import Inference
 
 MAKERS = {
@@ -31,6 +32,7 @@ class ModelInput:
     """Sections of an object for a model, in the order of their names, and how it is run on them."""
 
     data: SectionData
+    inputs: Inputs
     sections: list[Section]
     inference: Inference
 
@@ -47,7 +49,8 @@ def read_input(
     table = open_table(adata, table_key=table_key, read_only=True)
     data = read_section_data(table, library_key, use_rep=model.features.use_rep, hint=EMBED)
     inference = plan_inference(model, inference, data.sizes(), data.grid.layout)
-    return ModelInput(data, engine_sections(data, model.features.inputs(data)), inference)
+    inputs = model.features.inputs(data)
+    return ModelInput(data, inputs, engine_sections(data, inputs), inference)
 
 
 def require_model(model: object, *kinds: type) -> None:

@@ -47,6 +47,10 @@ class Scoring(ABC):
         """Predict the spots held out."""
 
     @abstractmethod
+    def network_alone(self, test: AnnData, model: Any) -> Any:
+        """Return what the network predicts without the linear baseline; ``None`` if that is the answer already."""
+
+    @abstractmethod
     def predict_baselines(self, train: AnnData, test: AnnData, model: Any) -> dict[str, Any]:
         """Predict the spots held out by linear models."""
 
@@ -75,6 +79,9 @@ class DomainScoring(Scoring):
     def predict(self, test: AnnData, model: DomainModel, inference: Inference, rng: int) -> pd.Series:
         trm_domains(test, model, library_key=self.library_key, key_added=KEY, inference=inference, rng=rng)
         return test.obs[KEY]
+
+    def network_alone(self, test: AnnData, model: DomainModel) -> pd.Series:
+        return test.obs[f"{KEY}_network"]
 
     def predict_baselines(self, train: AnnData, test: AnnData, model: DomainModel) -> dict[str, pd.Series]:
         """Logistic regressions: that of the model, and one that sees no neighbours."""
@@ -120,7 +127,10 @@ class ExpressionScoring(Scoring):
 
     def predict(self, test: AnnData, model: ExpressionModel, inference: Inference, rng: int) -> np.ndarray:
         predict_expression(test, model, library_key=self.library_key, key_added=KEY, inference=inference, rng=rng)
-        return test.obsm[f"{KEY}_log2" if model.target.scale == "counts" else KEY]
+        return test.obsm[f"{KEY}_log2" if model.predicts_counts else KEY]
+
+    def network_alone(self, test: AnnData, model: ExpressionModel) -> np.ndarray | None:
+        return None if model.predicts_counts else test.obsm[f"{KEY}_network"]
 
     def predict_baselines(
         self,

@@ -43,7 +43,7 @@ LIMITS = {
 """Largest values of sizes and numbers of repetitions, far above useful ones."""
 
 SMALLEST = {"n_global": 0, "n_latent": 0, "encoder_depths": 0, "decoder_depths": 0}
-SHARES = {"dropout", "drop_path", "damping", "halt_threshold"}
+SHARES = {"blend", "dropout", "drop_path", "damping", "halt_threshold"}
 POSITIVE = {"temperature", "median_size", "cells_per_pitch", "branch_gain", "mlp_ratio"}
 
 
@@ -104,6 +104,7 @@ class DomainValues(Common):
 
     labels: list[str]
     smoothing: NotRequired[int]
+    blend: NotRequired[float]
     temperature: float
     architecture: dict[str, Any]
     backbone: dict[str, Any]
@@ -118,6 +119,7 @@ class ExpressionValues(Common):
     architecture: NotRequired[dict[str, Any]]
     backbone: NotRequired[dict[str, Any]]
     halting: NotRequired[str | None]
+    blend: NotRequired[float]
 
 
 KINDS = {"domains": DomainValues, "expression": ExpressionValues}

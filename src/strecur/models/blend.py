@@ -1,0 +1,66 @@
+"""The answer of a model: a blend of its network and its linear baseline."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import log_softmax
+
+EQUAL = 0.5
+"""Weight of the network where no held-out section tells a better one."""
+
+WEIGHTS = np.linspace(0, 1, 21)
+
+TINY = 1e-30
+
+
+def blend_proba(network_DNC: np.ndarray, linear_NC: np.ndarray, weight: float) -> np.ndarray:
+    """Average log-probabilities.
+
+    Parameters
+    ----------
+    network_DNC
+        Probabilities of the network after each outer step, (depth, spots, domains).
+    linear_NC
+        Probabilities of the linear baseline.
+    weight
+        Weight of the network, from 0 to 1; the linear baseline has the rest.
+
+    Returns
+    -------
+    Probabilities, float32 of the shape of ``network_DNC``.
+    """
+    if weight == 1:
+        return network_DNC
+    network, linear = (np.log(np.maximum(proba, TINY), dtype=np.float64) for proba in (network_DNC, linear_NC))
+    return np.exp(log_softmax(weight * network + (1 - weight) * linear, axis=-1)).astype(np.float32)
+
+
+def blend_values(network_NG: np.ndarray, linear_NG: np.ndarray, weight: float) -> np.ndarray:
+    """Average predicted values, spots × genes float32; ``weight`` is that of the network, from 0 to 1."""
+    if weight == 1:
+        return network_NG
+    return (weight * network_NG + (1 - weight) * linear_NG).astype(np.float32)
+
+
+def choose_proba_weight(network_NC: np.ndarray, linear_NC: np.ndarray, target_N: np.ndarray) -> float:
+    """Return the weight of the network at which the domains of held-out spots are most likely.
+
+    Parameters
+    ----------
+    network_NC, linear_NC
+        Probabilities of spots that neither was fitted on.
+    target_N
+        Index of the annotated domain of each of these spots.
+    """
+    rows = np.arange(len(target_N))
+    loss = [
+        -np.log(np.maximum(blend_proba(network_NC[None], linear_NC, weight)[0, rows, target_N], TINY)).mean()
+        for weight in WEIGHTS
+    ]
+    return float(WEIGHTS[np.argmin(loss)])
+
+
+def choose_value_weight(network_NG: np.ndarray, linear_NG: np.ndarray, truth_NG: np.ndarray) -> float:
+    """Return the weight of the network with the least squared error on held-out spots, all spots × genes."""
+    loss = [np.square(blend_values(network_NG, linear_NG, weight) - truth_NG).mean() for weight in WEIGHTS]
+    return float(WEIGHTS[np.argmin(loss)])
