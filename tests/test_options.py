@@ -88,6 +88,8 @@ BAD: dict[str, list[tuple]] = {
     "inference": [
         *whole("depth", "breadth", "min_steps", "slots"),
         *not_negative("noise"),
+        ("blend", 1.5, ValueError, "blend=1.5 must lie between 0 and 1"),
+        ("blend", "half", TypeError, "blend='half': pass a number"),
         *positive("temperature"),
         ("tile", -1, ValueError, "tile=-1: at least 0 is needed"),
         ("halo", 1.5, TypeError, f"halo=1.5: {WHOLE}"),

@@ -81,7 +81,7 @@ def test_what_only_looks_takes_it_too(done):
     options = {"architectures": "feedforward", "seeds": (0,), "groups": ["S2"]}
     train = calls.grouped("train_domains", **SMALL, n_components=6, validation=None)
     table = st.tl.cross_validate(sdata, "domain", **quick, **options, train=train)
-    assert set(table["method"]) == {"feedforward", "linear", "linear, single spots"}
+    assert set(table["method"]) == {"feedforward", "feedforward, network alone", "linear", "linear, single spots"}
     panel = st.pp.high_mean_high_variance_genes(sdata, 10, library_key="region", **where)
     assert len(panel) == 10
     found = st.get.expression(sdata, **where)

@@ -45,12 +45,17 @@ def table(_sections) -> pd.DataFrame:
 
 
 def test_every_section_is_held_out_once_by_every_method_and_seed(table):
-    methods = ["linear", "linear, single spots", "trm", "feedforward"]
+    alone = ["trm, network alone", "feedforward, network alone"]
+    methods = ["linear", "linear, single spots", "trm", alone[0], "feedforward", alone[1]]
     expected = [(group, seed, method) for group in ("S1", "S2", "S3") for seed in (0, 1) for method in methods]
     assert list(table[["group", "seed", "method"]].itertuples(index=False, name=None)) == expected
     assert (table["n_train_sections"] == 2).all()
     assert (table["n_test_sections"] == 1).all()
     networks = table["method"].isin(["trm", "feedforward"])
+    # a blend that is its network or its linear model would be scored like it
+    assert (
+        table.loc[table["method"] == "trm", "ari"].to_numpy() != table.loc[table["method"] == alone[0], "ari"]
+    ).any()
     assert (table.loc[networks, TIMES[:2]] > 0).all(axis=None)
     assert table.loc[~networks, TIMES].isna().all(axis=None)
     # the synthetic domains show in the neighbourhood, not in single spots
@@ -134,7 +139,7 @@ def test_patients_are_held_out_whole(models):
     training = {**toy_histology.SMALL, "genes": 5, "max_epochs": 1, "target": "log2_normalised"}
     options = {"group_key": "patient", "seeds": (0,), "train": training, "architectures": "feedforward"}
     table = evaluate(adata, None, **options)
-    assert table["method"].tolist() == ["linear", "feedforward"] * 2
+    assert table["method"].tolist() == ["linear", "feedforward", "feedforward, network alone"] * 2
     assert [sorted(m.sections) for m in models] == [["S2", "S4"], ["S1", "S3"]]
     assert (table["shared_donor"] == False).all()  # noqa: E712
     assert (table["caution"] == "").all()
@@ -179,7 +184,8 @@ def test_networks_may_be_named_and_configured(sections, models):
     networks = {"two latent steps": TRMConfig(n_latent=2), "three": TRMConfig(n_latent=3)}
     options = {"groups": ["S1"], "inference": {"breadth": 2, "depth": 1}}
     table = evaluate(sections, architectures=networks, **options)
-    assert table["method"].tolist() == ["linear", "linear, single spots", "two latent steps", "three", "feedforward"]
+    answers = table["method"][~table["method"].str.contains("alone")]
+    assert answers.tolist() == ["linear", "linear, single spots", "two latent steps", "three", "feedforward"]
     assert [getattr(m.architecture, "n_latent", None) for m in models] == [2, 3, None]
 
 
@@ -208,7 +214,7 @@ def test_an_interrupted_run_continues(sections, models, monkeypatch, tmp_path, t
     # what is there is not computed again, and what is not asked for is not returned
     part = evaluate(sections, **{**options, "seeds": (1,)}, architectures="feedforward")
     assert models == []
-    assert part["method"].tolist() == ["linear", "linear, single spots", "feedforward"]
+    assert part["method"].tolist() == ["linear", "linear, single spots", "feedforward", "feedforward, network alone"]
 
     with pytest.raises(ValueError, match="other data or settings"):
         evaluate(sections, **options, train={**TRAINING, "max_epochs": 2})

@@ -101,7 +101,7 @@ def test_what_is_written(sections, trained):
     before = sections.copy()
     assert calls.trm_domains(sections, trained, **APPLY, key_added="k", depth=3) is None
     n = sections.n_obs
-    assert set(sections.obs) - set(before.obs) == {"k", "k_confidence", "k_settling_step", "k_linear"}
+    assert set(sections.obs) - set(before.obs) == {"k", "k_confidence", "k_settling_step", "k_network", "k_linear"}
     assert set(sections.obsm) - set(before.obsm) == {"k_proba", "k_latent", "k_steps"}
     assert set(sections.uns) - set(before.uns) == {"k"}
     assert list(sections.obs["k"].cat.categories) == list(sections.obs["k_linear"].cat.categories) == ["L1", "L2", "L3"]
@@ -147,7 +147,7 @@ def test_validation_sections_fit_nothing(sections):
     second = train(other, validation="S3", max_epochs=1)
     assert all(np.array_equal(value, states(second)[name]) for name, value in states(first).items())
     assert first.sections == ["S1", "S2"]
-    assert set(first.scores.columns) == {"network", "linear"}
+    assert set(first.scores.columns) == {"answer", "network", "linear"}
 
 
 def test_seeds_repeat_and_global_randomness_stays(sections):

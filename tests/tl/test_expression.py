@@ -69,11 +69,11 @@ def test_neighbours_matter_where_expression_depends_on_them(pair, new):
 def test_what_is_written(model, new):
     before = new.copy()
     assert calls.predict_expression(new, model, **RUN, key_added="k", depth=3) is None
-    assert set(new.obsm) - set(before.obsm) == {"k", "k_linear"}
+    assert set(new.obsm) - set(before.obsm) == {"k", "k_network", "k_linear"}
     assert set(new.uns) - set(before.uns) == {"k"}
     assert list(new.obs) == list(before.obs)
     assert (new.X != before.X).nnz == 0
-    for key in ("k", "k_linear"):
+    for key in ("k", "k_network", "k_linear"):
         assert new.obsm[key].shape == (new.n_obs, N_GENES)
         assert new.obsm[key].dtype == np.float32
         assert np.isfinite(new.obsm[key]).all()
@@ -128,11 +128,11 @@ def test_the_validation_section_chooses_weights_and_nothing_else(pair):
 def test_validation_sections_rate_genes_and_models(pair):
     rated = train(join(pair, make_section("S3", 3)), validation="S3", max_epochs=10)
     assert {"validation_pcc", "validation_mse"} <= set(rated.history)
-    assert list(rated.scores) == ["network", "linear"]
+    assert list(rated.scores) == ["answer", "network", "linear"]
     found = apply(join(make_section("S3", 3)), rated)
     pcc = st.metrics.pcc_per_gene(rated.measure(found), found.obsm["trm_expression"])
     np.testing.assert_allclose(rated.reliability["pcc"], pcc, atol=1e-4)
-    np.testing.assert_allclose(rated.scores.loc["pcc", "network"], pcc.mean(), atol=1e-4)
+    np.testing.assert_allclose(rated.scores.loc["pcc", "answer"], pcc.mean(), atol=1e-4)
     unrated = train(pair)
     assert unrated.reliability["pcc_network"].isna().all()
     np.testing.assert_array_equal(unrated.reliability["pcc"], unrated.reliability["pcc_linear"])

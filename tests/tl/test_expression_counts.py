@@ -195,7 +195,8 @@ def test_validation_sections_are_scored_on_the_logarithm(pair, new):
     found = apply(new, rated, coverage=0.8)
     pcc = st.metrics.pcc_per_gene(np.log2(new.X.toarray() + 1), found.obsm[f"{KEY}_log2"])
     np.testing.assert_allclose(rated.reliability["pcc_network"], pcc, atol=1e-5)
-    assert list(rated.scores) == ["network", "linear"]
+    assert list(rated.scores) == ["answer", "network", "linear"]
+    assert rated.scores["answer"].equals(rated.scores["network"])
     inside = np.abs(found.obsm[KEY] - new.X.toarray()) <= found.obsm[f"{KEY}_interval"]
     assert inside.mean() == pytest.approx(0.8, abs=0.06)
 

@@ -72,7 +72,7 @@ def test_expression_has_pooled_scores_beside_those_by_gene(sections):
     truth = model.measure(sections[sections.obs["section"] == "S3"])
     part = sections[sections.obs["section"] == "S3"].copy()
     calls.predict_expression(part, model, **APPLY)
-    expected = st.metrics.pooled_scores(truth, part.obsm["trm_expression"])
+    expected = st.metrics.pooled_scores(truth, part.obsm["trm_expression_network"])
     assert model.scores.loc["pcc_pooled", "network"] == pytest.approx(expected["pcc_pooled"], abs=1e-3)
     # genes differ in their means, which pooling rewards
     assert model.scores.loc["pcc_pooled", "network"] > model.scores.loc["pcc", "network"] + 0.1

@@ -48,7 +48,7 @@ def test_equivalent_configurations_are_run_once_and_are_what_such_a_model_would_
 
     for n_latent, n_deep, depth in [(1, 2, 3), (3, 1, 2), (3, 2, 1)]:
         other = rebuilt(opinionated, n_latent=n_latent, n_deep=n_deep)
-        calls.trm_domains(adata, other, **RUN, depth=depth)
+        calls.trm_domains(adata, other, **RUN, depth=depth, blend=1.0)
         expected = st.metrics.domain_scores(adata.obs["domain"], adata.obs["trm_domains"])
         chosen = table.query("n_latent == @n_latent and n_deep == @n_deep and n_steps == @depth").iloc[0]
         for name in ("ari", "accuracy", "macro_f1"):
@@ -93,7 +93,7 @@ def test_layer_evaluations_are_those_of_the_paper(sections, trained):
 def test_a_landscape_follows_the_restarts_of_a_prediction(sections, opinionated):
     options = {"depth": 4, "breadth": 3, "rng": 5}
     table = calls.landscape(sections, opinionated, **RUN, **options, label_key="domain", n_spots=20)
-    calls.trm_domains(sections, opinionated, **RUN, **options, symmetric=False)
+    calls.trm_domains(sections, opinionated, **RUN, **options, symmetric=False, blend=1.0)
     assert list(table.columns) == [
         *("section", "restart", "step", "residual", "converged", "pc1", "pc2", "ari", "accuracy", "macro_f1")
     ]
@@ -160,7 +160,7 @@ def test_predicted_expression_is_scored_against_the_counts(sections):
     calls.predict_expression(sections, model, **RUN, depth=2)
     for name, row in table[table["n_steps"] == 2].set_index("section").iterrows():
         rows = (sections.obs["section"] == name).to_numpy()
-        truth, predicted = model.measure(sections)[rows], sections.obsm["trm_expression"][rows]
+        truth, predicted = model.measure(sections)[rows], sections.obsm["trm_expression_network"][rows]
         scores = st.metrics.expression_scores(truth, predicted)
         for score in ("pcc_50", "pcc_all", "rvd"):
             assert row[score] == pytest.approx(scores[score], rel=1e-4)

@@ -136,7 +136,7 @@ def cross_validate(
     ...     adata, "domain", architectures=("feedforward",), seeds=(0,), train={"training": {"max_epochs": 1}}
     ... )
     >>> sorted(table["method"].unique())
-    ['feedforward', 'linear', 'linear, single spots']
+    ['feedforward', 'feedforward, network alone', 'linear', 'linear, single spots']
     """
     table = open_table(adata, table_key=table_key, read_only=True)
     library_key = find_library_key(table, library_key)
