@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
@@ -26,6 +26,13 @@ Target = Literal["log2", "log2_normalised"]
 Schedule = Literal["linear", "cosine"]
 Selection = Literal["converged", "vote", "mean"]
 Options = TypeVar("Options", "Features", "Training", "Inference")
+Kind = TypeVar("Kind")
+
+FLAT = {
+    *("library_key", "use_rep", "genes", "extra_genes", "architecture", "backbone", "halting", "label_key", "rng"),
+    *("coverage", "abstain", "key_added", "table_key", "copy"),
+}
+"""Names that functions with these options take themselves."""
 
 
 @dataclass(frozen=True)
@@ -287,8 +294,28 @@ class Inference:
         check_positive("temperature", self.temperature)
 
 
-def as_options(kind: type[Options], argument: str, given: Options | Mapping[str, object] | None) -> Options:
+def as_options(
+    kind: type[Kind],
+    argument: str,
+    given: Kind | Mapping[str, object] | None,
+    *,
+    place: str = "strecur",
+    flat: Collection[str] = FLAT,
+) -> Kind:
     """Return options given as an object, as a mapping of their names, or not at all.
+
+    Parameters
+    ----------
+    kind
+        Class of the options.
+    argument
+        Argument that takes them.
+    given
+        What was passed.
+    place
+        Module of the class, for messages.
+    flat
+        Names that the functions with this argument take themselves.
 
     Raises
     ------
@@ -300,13 +327,19 @@ def as_options(kind: type[Options], argument: str, given: Options | Mapping[str,
     if isinstance(given, kind):
         return given
     if not isinstance(given, Mapping):
-        msg = f"{argument}={given!r}: pass a strecur.{kind.__name__}, or a mapping of its options"
+        msg = f"{argument}={given!r}: pass a {place}.{kind.__name__}, or a mapping of its options"
         raise TypeError(msg)
-    known = [field.name for field in fields(kind)]
-    for name in given:
+    known = option_names(kind)
+    for name in map(str, given):
         if name not in known:
-            raise TypeError(unknown_option(argument, str(name), known))
+            msg = f"{argument} has no option {name!r}; {hint_for(name, known, flat)}"
+            raise TypeError(msg)
     return kind(**dict[str, Any](given))
+
+
+def option_names(kind: Any) -> list[str]:
+    """Return the names of the options of a class."""
+    return [field.name for field in fields(kind)]
 
 
 def fill(options: Options, defaults: Mapping[str, Any]) -> Options:
@@ -314,21 +347,13 @@ def fill(options: Options, defaults: Mapping[str, Any]) -> Options:
     return replace(options, **{name: value for name, value in defaults.items() if getattr(options, name) is None})
 
 
-def unknown_option(argument: str, name: str, known: Sequence[str]) -> str:
-    """Say that an option does not exist, which one may have been meant, or where it belongs."""
-    elsewhere = [k for k in (Features, Training, Inference) if name in {field.name for field in fields(k)}]
-    if name in FLAT:
-        hint = f"{name} is an argument of the function itself"
-    elif elsewhere:
-        hint = f"{name} is an option of strecur.{elsewhere[0].__name__}"
-    else:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {sorted(known)}"
-    return f"{argument} has no option {name!r}; {hint}"
-
-
-FLAT = {
-    *("library_key", "use_rep", "genes", "extra_genes", "architecture", "backbone", "halting", "label_key", "rng"),
-    *("coverage", "abstain", "key_added", "table_key", "copy"),
-}
-"""Names that functions take themselves."""
+def hint_for(name: str, known: Sequence[str], flat: Collection[str]) -> str:
+    """Say where an unknown option belongs, or which one may have been meant."""
+    if name in flat:
+        return f"{name} is an argument of the function itself"
+    for kind in (Features, Training, Inference):
+        if name in option_names(kind):
+            return f"{name} is an option of strecur.{kind.__name__}"
+    last_word = name.rpartition("_")[2]  # of patch_um
+    nearest = [last_word] if last_word in known else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"there are {sorted(known)}"

@@ -213,7 +213,7 @@ def test_options_are_an_object_or_a_mapping():
         ({"pix": 8}, "patches has no option 'pix'; did you mean 'px'?"),
         ({"patch_um": 8}, "patches has no option 'patch_um'; did you mean 'um'?"),
         ({"batchsize": 8}, "did you mean 'batch_size'?"),
-        ({"mpp": 0.5}, "patches has no option 'mpp'; mpp is an argument of embed_patches itself"),
+        ({"mpp": 0.5}, "patches has no option 'mpp'; mpp is an argument of the function itself"),
         ({"zzz": 1}, "there are ['um', 'px', 'image_scale', 'stain_reference', 'batch_size']"),
         (112, "patches=112: pass a strecur.pp.Patches, or a mapping of its options"),
         ({"um": "112"}, "um='112': pass a number"),

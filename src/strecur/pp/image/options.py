@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from strecur._arguments import check_positive, check_whole
+from strecur.options import as_options
 
 FLAT = {"image", "encoder", "library_key", "mpp", "views", "spatial_key", "key_added", "copy", "table_key"}
 """Names that :func:`strecur.pp.embed_patches` takes itself."""
@@ -65,28 +65,5 @@ class Patches:
 
 
 def as_patches(given: Patches | Mapping[str, object] | None) -> Patches:
-    """Return options of patches given as an object, as a mapping of their names, or not at all.
-
-    Raises
-    ------
-    TypeError
-        If it is neither, or a mapping has a name that is not an option; the message names the nearest one.
-    """
-    if given is None:
-        return Patches()
-    if isinstance(given, Patches):
-        return given
-    if not isinstance(given, Mapping):
-        msg = f"patches={given!r}: pass a strecur.pp.Patches, or a mapping of its options"
-        raise TypeError(msg)
-    known = [field.name for field in fields(Patches)]
-    for name in map(str, given):
-        if name in known:
-            continue
-        hint = f"{name} is an argument of embed_patches itself"
-        if name not in FLAT:
-            nearest = difflib.get_close_matches(name.removeprefix("patch_"), known, n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {known}"
-        msg = f"patches has no option {name!r}; {hint}"
-        raise TypeError(msg)
-    return Patches(**given)  # type: ignore[arg-type]
+    """Return options of patches given as an object, as a mapping of their names, or not at all."""
+    return as_options(Patches, "patches", given, place="strecur.pp", flat=FLAT)

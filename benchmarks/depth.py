@@ -1,0 +1,113 @@
+"""How deep to train domains: outer steps and slots at equal optimizer steps, and what more depth at prediction brings.
+
+    python benchmarks/depth.py --data ../shared/data/mob --regimes 2x1 4x4 8x6 --steps 400 --seeds 0 1 2
+    python benchmarks/depth.py --data ../shared/data/dlpfc --size-factor-key sum_umi --regimes 4x4 --test 151673
+
+A regime ``4x4`` trains four outer steps in four slots. Every section of the folder (or the halves of a single one) is
+held out in turn. Rows are the adjusted Rand index of the network alone after 1 to 24 outer steps, of the blend after as
+many steps as in training, and of the linear baseline; rows that are already in the table are not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+import strecur as st
+
+DEPTHS = (1, 2, 4, 8, 12, 24)
+KEYS = ["data", "test", "seed", "regime", "steps"]
+
+
+def read_sections(folder: Path) -> tuple[ad.AnnData, str | None]:
+    """Join the sections of a folder, or cut a single one into a left and a right half; return the representation."""
+    parts = {path.stem: ad.read_h5ad(path) for path in sorted(folder.glob("*.h5ad"))}
+    if len(parts) == 1:
+        (whole,) = parts.values()
+        left = whole.obsm["spatial"][:, 0] < np.median(whole.obsm["spatial"][:, 0])
+        parts = {"left": whole[left].copy(), "right": whole[~left].copy()}
+    parts = {
+        name: part[~part.obs["domain"].isna()].copy() if "cell_type" in part.obs else part
+        for name, part in parts.items()
+    }
+    adata = ad.concat(parts, label="section", index_unique="-", join="inner")
+    use_rep = None
+    if adata.n_vars == 0:
+        adata.obsm["X_types"] = pd.get_dummies(adata.obs["cell_type"]).to_numpy(dtype=np.float32)
+        use_rep = "X_types"
+    st.pp.to_grid(adata, library_key="section")
+    return adata, use_rep
+
+
+def measure(
+    adata: ad.AnnData, test: str, seed: int, regime: str, steps: int, options: argparse.Namespace, use_rep: str | None
+) -> dict[str, object]:
+    """Train a regime without one section, and score it there."""
+    n_steps, slots = map(int, regime.split("x"))
+    in_test = (adata.obs["section"] == test).to_numpy()
+    train, held_out = adata[~in_test].copy(), adata[in_test].copy()
+    n_sections = train.obs["section"].nunique()
+    start = time.perf_counter()
+    model = st.tl.train_domains(
+        train,
+        "domain",
+        use_rep=use_rep,
+        architecture=options.architecture,
+        features={"size_factor_key": options.size_factor_key},
+        training={"n_steps": n_steps, "slots": slots, "max_epochs": max(steps // (n_steps * n_sections), 1)},
+        rng=seed,
+    )
+    row = {"seconds": round(time.perf_counter() - start)}
+    depth = max(DEPTHS) if options.architecture == "trm" else 1
+    st.tl.trm_domains(held_out, model, inference={"depth": depth, "blend": 1.0})
+    labels = held_out.obs["trm_domains"].cat.categories
+    for d in DEPTHS[: 1 if depth == 1 else None]:
+        step = labels[held_out.obsm["trm_domains_steps"][:, d - 1]]
+        row[f"depth {d}"] = st.metrics.domain_scores(held_out.obs["domain"], step)["ari"]
+    row["residual"] = held_out.uns["trm_domains"]["sections"]["residual"].iloc[0]
+    row["linear"] = st.metrics.domain_scores(held_out.obs["domain"], held_out.obs["trm_domains_linear"])["ari"]
+    for blend in (0.25, 0.5, 0.75):
+        st.tl.trm_domains(held_out, model, inference={"blend": blend})
+        row[f"blend {blend}"] = st.metrics.domain_scores(held_out.obs["domain"], held_out.obs["trm_domains"])["ari"]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--size-factor-key")
+    parser.add_argument("--architecture", default="trm")
+    parser.add_argument("--regimes", nargs="+", default=["2x1", "4x4", "8x6"])
+    parser.add_argument("--steps", type=int, default=400, help="optimizer steps of every training")
+    parser.add_argument("--test", nargs="+", help="sections to hold out; by default each in turn")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/depth.csv"))
+    options = parser.parse_args()
+
+    adata, use_rep = read_sections(options.data)
+    table = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=KEYS)
+    known = set(table[KEYS].astype(str).itertuples(index=False, name=None))
+    for test in options.test or list(adata.obs["section"].unique()):
+        for seed in options.seeds:
+            for regime in options.regimes:
+                name = regime if options.architecture == "trm" else f"{options.architecture} {regime}"
+                key = (options.data.name, str(test), seed, name, options.steps)
+                if tuple(map(str, key)) in known:
+                    continue
+                row = measure(adata, test, seed, regime, options.steps, options, use_rep)
+                table = pd.concat([table, pd.DataFrame([dict(zip(KEYS, key, strict=True)) | row])], ignore_index=True)
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                table.to_csv(options.out, index=False)
+                print(key, {k: round(v, 3) for k, v in row.items()}, flush=True)
+    own = table[table["data"] == options.data.name]
+    print(own.groupby(["regime", "steps"]).mean(numeric_only=True).drop(columns="seed").round(3).to_string())
+
+
+if __name__ == "__main__":
+    with st.settings.override(progress=False):
+        main()
