@@ -214,7 +214,7 @@ def test_options_are_an_object_or_a_mapping():
         ({"patch_um": 8}, "patches has no option 'patch_um'; did you mean 'um'?"),
         ({"batchsize": 8}, "did you mean 'batch_size'?"),
         ({"mpp": 0.5}, "patches has no option 'mpp'; mpp is an argument of the function itself"),
-        ({"zzz": 1}, "there are ['um', 'px', 'image_scale', 'stain_reference', 'batch_size']"),
+        ({"zzz": 1}, "there are ['batch_size', 'image_scale', 'px', 'stain_reference', 'um']"),
         (112, "patches=112: pass a strecur.pp.Patches, or a mapping of its options"),
         ({"um": "112"}, "um='112': pass a number"),
         ({"image_scale": {"A": "1"}}, "section 'A': image_scale='1': pass a number"),

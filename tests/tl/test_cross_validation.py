@@ -52,10 +52,6 @@ def test_every_section_is_held_out_once_by_every_method_and_seed(table):
     assert (table["n_train_sections"] == 2).all()
     assert (table["n_test_sections"] == 1).all()
     networks = table["method"].isin(["trm", "feedforward"])
-    # a blend that is its network or its linear model would be scored like it
-    assert (
-        table.loc[table["method"] == "trm", "ari"].to_numpy() != table.loc[table["method"] == alone[0], "ari"]
-    ).any()
     assert (table.loc[networks, TIMES[:2]] > 0).all(axis=None)
     assert table.loc[~networks, TIMES].isna().all(axis=None)
     # the synthetic domains show in the neighbourhood, not in single spots
