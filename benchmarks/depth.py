@@ -105,7 +105,8 @@ def main() -> None:
                 table.to_csv(options.out, index=False)
                 print(key, {k: round(v, 3) for k, v in row.items()}, flush=True)
     own = table[table["data"] == options.data.name]
-    print(own.groupby(["regime", "steps"]).mean(numeric_only=True).drop(columns="seed", errors="ignore").round(3).to_string())
+    means = own.groupby(["regime", "steps"]).mean(numeric_only=True)
+    print(means.drop(columns="seed", errors="ignore").round(3).to_string())
 
 
 if __name__ == "__main__":
