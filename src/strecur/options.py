@@ -115,7 +115,7 @@ class Training:
     slots
         Sections that are visited in turn: each optimizer step advances one of them by one outer step, and a section
         that is done is replaced by the next. Consecutive optimizer steps then see different sections at different
-        outer steps, as in TRM, so that more outer steps can be trained.
+        outer steps, as in TRM, so that more outer steps can be trained. By default 1.
     early_exit
         Replace a section as soon as its halt probability exceeds the threshold of the recipe (with exploration, as in
         TRM). Needs a halting recipe.
@@ -164,7 +164,7 @@ class Training:
     max_minutes: float | None = None
     validation: Literal["auto"] | str | Sequence[str] | None = "auto"
     n_steps: int | None = None
-    slots: int = 1
+    slots: int | None = None
     early_exit: bool = False
     batch_sections: int = 1
     learning_rate: float | None = None

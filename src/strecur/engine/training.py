@@ -115,7 +115,8 @@ def fit(
     n_epochs, device = filled(training.max_epochs), fabric.device
     network = network.to(device)
     n_visits = n_epochs * n_batches(sections, training, fabric)
-    require_visits(training.slots, n_visits)
+    n_slots = training.slots or 1
+    require_visits(n_slots, n_visits)
     order = torch.Generator().manual_seed(seed)
     visits = Visits(
         unique_names(sections), lambda: deal(sections, training, fabric, generator=order), augment, seed, device
@@ -128,7 +129,7 @@ def fit(
         Clock(n_visits, training.max_minutes, agree=fabric.broadcast),
         BestWeights(training.patience),
         visits,
-        [None] * training.slots,
+        [None] * n_slots,
         CollapseWatch(has_collapsed, max(MIN_STEPS, MIN_WARMUPS * filled(training.warmup))),
     )
     if checkpoint is not None:

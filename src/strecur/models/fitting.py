@@ -215,7 +215,7 @@ def resolve(task: Task, request: Request, layout: str, split: Split) -> Recipe:
     else:
         architecture, backbone = preset.architecture, preset.backbone
         training = fill(request.training, preset.training)
-        halting = None if request.halting == "auto" else request.halting
+        halting = preset.halting if request.halting == "auto" else request.halting
     check_halting(halting, task.kind, backbone)
     if training.early_exit and halting is None:
         msg = "early_exit needs a halting recipe; pass halting=..., or leave early_exit out"
