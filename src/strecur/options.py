@@ -151,7 +151,8 @@ class Training:
         the annotation, otherwise 1.
     checkpoint
         Folder in which the state of the training is stored after epochs, so that the same call resumes after an
-        interruption and gives the same model. If ``None`` (default), nothing is written.
+        interruption and gives the same model. With several processes it needs ``slots=1`` and no ``early_exit``. If
+        ``None`` (default), nothing is written.
 
     Examples
     --------

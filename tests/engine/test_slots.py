@@ -142,6 +142,17 @@ def test_more_slots_than_visits_raise():
         train(network(), SECTIONS, slots=7, max_epochs=2)
 
 
+@pytest.mark.parametrize("options", [{"slots": 2}, {"early_exit": True}])
+def test_several_processes_cannot_store_visits_that_stand_open(options, tmp_path, monkeypatch):
+    fabric = make_fabric("cpu", 1, "32-true")
+    monkeypatch.setattr(type(fabric), "world_size", 2)
+    training = replace(DEFAULTS, max_epochs=2, warmup=1, **options)
+    folder = Checkpoint(tmp_path / "checkpoint", {})
+    with pytest.raises(ValueError, match=r"checkpoint of 2 processes.*leave checkpoint out"):
+        fit(network(), SECTIONS, training, n_steps=2, augment=STILL, fabric=fabric, seed=0, checkpoint=folder)
+    assert not folder.folder.exists()
+
+
 def test_an_adaptive_augmentation_sees_the_share_that_was_done_when_a_visit_began():
     class Recorded:
         def __init__(self) -> None:

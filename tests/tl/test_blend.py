@@ -45,6 +45,16 @@ def test_held_out_sections_choose_the_weight_and_score_all_parts(sections):
         assert scores["accuracy"] == pytest.approx(model.scores.loc["accuracy", name])
 
 
+def test_held_out_sections_without_a_known_domain_choose_nothing(sections):
+    domains = sections.obs["domain"].astype(str)
+    sections.obs["domain"] = domains.where(sections.obs["section"] != "S3", "unheard of")
+    model = train(sections, validation="S3")
+    assert model.blend == 0.5
+    assert model.temperature == 1
+    assert model.conformal_scores is None
+    assert calls.trm_domains(sections, model, copy=True).uns["trm_domains"]["params"]["blend"] == 0.5
+
+
 def test_the_weight_is_saved_and_that_of_older_models_is_one(sections, trained, tmp_path):
     trained.save(tmp_path / "model")
     assert st.load_model(tmp_path / "model").blend == trained.blend

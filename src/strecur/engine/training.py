@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from strecur._arguments import filled
 from strecur.engine.checkpoint import describe_run
 from strecur.engine.data import Section, require_spots
-from strecur.engine.slots import Slot, Visits, first_steps, require_visits, unique_names
+from strecur.engine.slots import Slot, Visits, first_steps, require_own_slots, require_visits, unique_names
 from strecur.engine.state import BestWeights, Clock, CollapseWatch, MovingAverage, TrainingState
 
 if TYPE_CHECKING:
@@ -106,6 +106,9 @@ def fit(
     ------
     TrainingCollapseError
         If the network learns nothing.
+    ValueError
+        If there are more slots than visits, or a checkpoint is asked for of several processes with several slots or
+        with ``early_exit``.
 
     Returns
     -------
@@ -117,6 +120,8 @@ def fit(
     n_visits = n_epochs * n_batches(sections, training, fabric)
     n_slots = training.slots or 1
     require_visits(n_slots, n_visits)
+    if checkpoint is not None:
+        require_own_slots(n_slots, fabric.world_size, early_exit=training.early_exit)
     order = torch.Generator().manual_seed(seed)
     visits = Visits(
         unique_names(sections), lambda: deal(sections, training, fabric, generator=order), augment, seed, device

@@ -125,9 +125,9 @@ class DomainTask(Task):
         (answer,) = predict(network, [smallest], inference, keep_steps=False, fabric=fabric, progress=False)
         truth_N = targets([smallest])
         known_N, proba_NC = truth_N >= 0, answer.best.output_DN[-1]
-        share_C = np.bincount(truth_N[known_N], minlength=proba_NC.shape[1]) / known_N.sum()
-        if (share_C > 0).sum() < 2:  # nothing to tell apart
+        if len(np.unique(truth_N[known_N])) < 2:  # nothing to tell apart
             return False
+        share_C = np.bincount(truth_N[known_N], minlength=proba_NC.shape[1]) / known_N.sum()
         entropy = -(share_C[share_C > 0] * np.log(share_C[share_C > 0])).sum()
         loss = negative_log_likelihood(proba_NC[known_N], truth_N[known_N])
         return bool(loss >= entropy or len(np.unique(proba_NC.argmax(axis=1))) == 1)
@@ -164,9 +164,11 @@ class DomainTask(Task):
 def judge_on(model: DomainModel, network_NC: np.ndarray, linear_NC: np.ndarray, truth_N: np.ndarray) -> None:
     """Choose the blend, calibrate it and score it beside its parts, on spots that were held out."""
     known_N = truth_N >= 0
-    model.blend = choose_proba_weight(network_NC[known_N], linear_NC[known_N], truth_N[known_N])
+    if known_N.any():
+        model.blend = choose_proba_weight(network_NC[known_N], linear_NC[known_N], truth_N[known_N])
     answer_NC = blend_proba(network_NC[None], linear_NC, model.blend)[0]
-    calibrate_domains(model, answer_NC, truth_N)
+    if known_N.any():
+        calibrate_domains(model, answer_NC, truth_N)
     parts = {"answer": answer_NC, "network": network_NC, "linear": linear_NC}
     model.scores = pd.DataFrame({k: score_domains(truth_N, p.argmax(axis=1)) for k, p in parts.items()})
 
