@@ -21,7 +21,7 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 import strecur as st
-from strecur.models.linear import fit_linear_expression
+from strecur.models.linear import choose_penalty
 
 PITCH_UM = 200.0  # between neighbouring spots of these arrays
 PATCH_UM = 168.0  # 224 pixels of the full images of patient C
@@ -71,7 +71,7 @@ def predict_fifths(section: ad.AnnData, genes: int | str) -> float:
     log_NG = np.log2(section[:, panel].X.toarray() + 1)
     components_NF = PCA(30, random_state=0).fit_transform(section.obsm["X_patch"])
     fifth_N = np.random.default_rng(0).permutation(section.n_obs) % 5
-    _, predicted_NG = fit_linear_expression(components_NF, log_NG, fifth_N)
+    _, predicted_NG = choose_penalty(components_NF, log_NG, fifth_N)
     return st.metrics.expression_scores(log_NG, predicted_NG)["pcc_300"]
 
 

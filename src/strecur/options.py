@@ -101,21 +101,24 @@ class Training:
     Attributes
     ----------
     max_epochs
-        Passes over the training sections. By default 100 visits of a section in all for domains (at least 20 passes);
-        100 passes for expression (200 over one section, fewer over more than four); 120 visits for GenAR; 100 passes
-        for HiST.
+        Passes over the training sections at most. By default 800 optimizer steps in all for domains (at least 10
+        passes); 600 optimizer steps for expression; 120 visits of a section for GenAR; 100 passes for HiST.
     max_minutes
         Shorten the training to what fits into this time; the result then depends on the speed of the machine.
     validation
-        Names of the sections on which the best weights are chosen and the model is calibrated; ``"auto"`` (default)
-        takes one if there are at least four, ``None`` none.
+        Where it is decided how long to train, which weights are kept, and how network and linear baseline are blended:
+        names of sections, which are not learned from; ``"blocks"``, blocks with 15 % of the annotation or counts of the
+        training sections, which the network does not learn from; or ``None``, nowhere. ``"auto"`` (default) takes one
+        section if there are at least four, otherwise blocks for domains and nothing for expression. Blocks of fewer
+        than 25 spots are not used.
     n_steps
         Outer steps per visit of a section, each with an optimizer step (deep supervision). If ``None`` (default), that
         of the architecture.
     slots
         Sections that are visited in turn: each optimizer step advances one of them by one outer step, and a section
         that is done is replaced by the next. Consecutive optimizer steps then see different sections at different
-        outer steps, as in TRM, so that more outer steps can be trained. By default 1.
+        outer steps, as in TRM, so that more outer steps can be trained. If ``None`` (default), as many as outer steps,
+        and 1 for a checkpoint of several processes.
     early_exit
         Replace a section as soon as its halt probability exceeds the threshold of the recipe (with exploration, as in
         TRM). Needs a halting recipe.
@@ -135,7 +138,8 @@ class Training:
     ema
         Decay of the exponential moving average of the weights, which is what is kept. By default 0.98; 0 for HiST.
     patience
-        Stop after this many validations without improvement.
+        Stop after this many validations without improvement: of the adjusted Rand index or the correlation on
+        validation sections, and in blocks of the log-likelihood or the correlation.
     validate_every
         Epochs between validations.
     augmentation
@@ -163,7 +167,7 @@ class Training:
 
     max_epochs: int | None = None
     max_minutes: float | None = None
-    validation: Literal["auto"] | str | Sequence[str] | None = "auto"
+    validation: Literal["auto", "blocks"] | str | Sequence[str] | None = "auto"
     n_steps: int | None = None
     slots: int | None = None
     early_exit: bool = False

@@ -53,9 +53,16 @@ def test_the_better_part_gets_the_weight_and_independent_errors_are_shared():
 
 def test_the_weight_of_values_minimises_the_squared_error():
     rng = np.random.default_rng(0)
-    truth = rng.normal(size=(500, 4))
+    truth = rng.normal(size=(5000, 4))
     network, linear = truth + rng.normal(size=truth.shape), truth + 2 * rng.normal(size=truth.shape)
     # independent errors of variance 1 and 4: the best weight is 4/5
     assert choose_value_weight(network, linear, truth) == pytest.approx(0.8, abs=0.051)
     error = [np.square(blend_values(network, linear, w) - truth).mean() for w in (0.0, 0.8, 1.0)]
     assert error[1] < min(error[0], error[2])
+
+
+def test_few_spots_move_the_weight_little():
+    truth = np.random.default_rng(0).integers(3, size=4000)
+    certain, useless = np.eye(3)[truth] * 0.9 + 0.1 / 3, np.full((4000, 3), 1 / 3)
+    weights = [choose_proba_weight(certain[:n], useless[:n], truth[:n]) for n in (10, 100, 4000)]
+    assert weights == pytest.approx([0.5 + 0.5 * n / (n + 100) for n in (10, 100, 4000)], abs=0.03)

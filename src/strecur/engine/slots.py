@@ -163,7 +163,7 @@ def require_visits(n_slots: int, n_visits: int) -> None:
 
 def require_own_slots(n_slots: int, world_size: int, *, early_exit: bool) -> None:
     """Raise if visits could stand open between epochs, which a checkpoint stores for its own process alone."""
-    if world_size > 1 and (n_slots > 1 or early_exit):
+    if n_slots > 1 or early_exit:
         msg = (
             f"a checkpoint of {world_size} processes cannot hold slots={n_slots}, early_exit={early_exit}; use slots=1 "
             "and early_exit=False, train in one process, or leave checkpoint out"

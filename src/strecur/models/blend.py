@@ -10,6 +10,9 @@ EQUAL = 0.5
 
 WEIGHTS = np.linspace(0, 1, 21)
 
+EQUAL_SPOTS = 100
+"""The chosen weight is averaged with an equal one that counts as many spots, so that chance does not choose it."""
+
 TINY = 1e-30
 
 
@@ -57,10 +60,15 @@ def choose_proba_weight(network_NC: np.ndarray, linear_NC: np.ndarray, target_N:
         -np.log(np.maximum(blend_proba(network_NC[None], linear_NC, weight)[0, rows, target_N], TINY)).mean()
         for weight in WEIGHTS
     ]
-    return float(WEIGHTS[np.argmin(loss)])
+    return moderate(WEIGHTS[np.argmin(loss)], len(target_N))
 
 
 def choose_value_weight(network_NG: np.ndarray, linear_NG: np.ndarray, truth_NG: np.ndarray) -> float:
     """Return the weight of the network with the least squared error on held-out spots, all spots × genes."""
     loss = [np.square(blend_values(network_NG, linear_NG, weight) - truth_NG).mean() for weight in WEIGHTS]
-    return float(WEIGHTS[np.argmin(loss)])
+    return moderate(WEIGHTS[np.argmin(loss)], len(truth_NG))
+
+
+def moderate(weight: float, n_spots: int) -> float:
+    """Average a weight that was chosen on some spots with an equal one."""
+    return float((n_spots * weight + EQUAL_SPOTS * EQUAL) / (n_spots + EQUAL_SPOTS))

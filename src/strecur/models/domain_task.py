@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from strecur import metrics
 from strecur._anndata import read_labels
 from strecur.engine import Augmentation, predict
-from strecur.models.blend import blend_proba, choose_proba_weight
+from strecur.models.blend import EQUAL, blend_proba, choose_proba_weight
 from strecur.models.calibration import negative_log_likelihood
 from strecur.models.domain import DomainModel, calibrate_domains
 from strecur.models.features.spots import fit_domain_features
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from strecur._anndata import SectionData
     from strecur.engine import Section
-    from strecur.models.fitting import Recipe, Request, Trained
+    from strecur.models.fitting import Judges, Recipe, Request, Trained
     from strecur.models.network import Architecture
     from strecur.nn import SpotNetwork
     from strecur.options import Features
@@ -44,8 +44,8 @@ UNLABELLED = -1
 CROP = 4096
 """Spots of a section that one visit of the training shows."""
 
-VISITS, MIN_EPOCHS = 100, 20
-"""Visits of all sections together, and passes over them at least."""
+OPTIMIZER_STEPS, MIN_EPOCHS = 800, 10
+"""Optimizer steps at most, however many outer steps a visit has, but as many passes over the sections at least."""
 
 FEW_SPOTS = 1200
 """With fewer annotated spots a network starts from the linear model; with more it learned better without."""
@@ -72,9 +72,10 @@ class DomainTask(Task):
     def split(self, data: SectionData, request: Request, rng: int) -> DomainSplit:
         """Split the sections that have an annotation; domains that no training section has count as unlabelled."""
         labels, target_N = encode_labels(read_labels(data.table, self.label_key), self.label_key)
-        split = split_sections(data, target_N >= 0, request.training.validation, rng)
+        split = split_sections(data, target_N, request.training.validation, rng, auto_blocks=True)
         labels, target_N = keep_trained_labels(labels, target_N, split)
-        return DomainSplit(split.training, split.held_out, split.in_training_N, target_N >= 0, labels, target_N)
+        parts = split.training, split.held_out, split.in_training_N, target_N >= 0, split.in_block_N
+        return DomainSplit(*parts, labels, target_N)
 
     def n_outputs(self, split: DomainSplit) -> int:
         return len(split.labels)
@@ -82,16 +83,18 @@ class DomainTask(Task):
     def training_defaults(self, recipe: Recipe, split: Split) -> Mapping[str, Any]:
         crop = 0 if recipe.training.tile else CROP
         return {
-            "max_epochs": max(VISITS // len(split.training), MIN_EPOCHS),
+            "max_epochs": max(OPTIMIZER_STEPS // (recipe.architecture.n_steps * len(split.training)), MIN_EPOCHS),
             "augmentation": Augmentation(max_shift=recipe.backbone.period, max_spots=crop),
         }
 
     def learn(self, data: SectionData, split: DomainSplit, options: Features, rng: int) -> Lesson:
         features = fit_domain_features(data, split.training, self.use_rep, options, rng)
         inputs = features.inputs(data)
-        own = split.in_training_N
-        baseline = fit_linear_domains(inputs.columns_NF[own], split.target_N[own], len(split.labels))
-        return Lesson(features, inputs, split.target_N, baseline)
+        baseline, judged = (
+            fit_linear_domains(inputs.columns_NF[own], split.target_N[own], len(split.labels))
+            for own in (split.in_training_N, split.in_training_N & ~split.in_block_N)
+        )
+        return Lesson(features, inputs, split.target_N, baseline, judged)
 
     def build(self, lesson: Lesson, split: DomainSplit, recipe: Recipe, rng: int) -> tuple[SpotNetwork, Architecture]:
         """Create a network, which starts from the linear model where annotated spots are few."""
@@ -111,12 +114,24 @@ class DomainTask(Task):
         return network, recipe.architecture
 
     def validate(
-        self, lesson: Lesson, judges: Sequence[Section], network: SpotNetwork, depth: int, fabric: Fabric
+        self, lesson: Lesson, judges: Judges, network: SpotNetwork, depth: int, fabric: Fabric
     ) -> dict[str, float]:
+        """Score a network; in blocks, the weights are chosen that make the best blend with the linear baseline.
+
+        The likelihood of the blend is a finer measure than the labels of few spots.
+        """
         inference = Inference(depth=depth, symmetric=False)
-        answers = predict(network, judges, inference, fabric=fabric, progress=False)
-        predicted = np.concatenate([answer.restarts[0].output_DN[-1].argmax(axis=1) for answer in answers])
-        return {"validation_ari": score_domains(targets(judges), predicted)["ari"]}
+        answers = predict(network, judges.sections, inference, fabric=fabric, progress=False)
+        network_NC = np.concatenate([answer.restarts[0].output_DN[-1] for answer in answers])
+        truth_N = targets(judges.sections)
+        ari = score_domains(truth_N, network_NC.argmax(axis=1))["ari"]
+        if not judges.are_blocks:
+            return judges.named({"ari": ari})
+        features_NF = np.concatenate([section.features_NF.numpy() for section in judges.sections])
+        blend_NC = blend_proba(network_NC[None], lesson.judged_baseline.predict_proba(features_NF), EQUAL)[0]
+        known_N = truth_N >= 0
+        likelihood = -negative_log_likelihood(blend_NC[known_N], truth_N[known_N])
+        return judges.named({"log_likelihood": likelihood, "ari": ari})
 
     def has_collapsed(self, network: SpotNetwork, sections: Sequence[Section], depth: int, fabric: Fabric) -> bool:
         """Return whether one domain is named everywhere, or the loss is that of the class frequencies."""
@@ -151,24 +166,31 @@ class DomainTask(Task):
             sections=split.training,
             smoothing=trained.recipe.training.smoothing or choose_smoothing(trained.training, len(split.labels)),
         )
-        if trained.judges:
-            inference = Inference(depth=model.architecture.n_steps)
-            answers = predict(model.network, trained.judges, inference, fabric=trained.fabric, progress=False)
-            answers = smooth_answers(answers, trained.judges, model.smoothing)
-            network_NC = np.concatenate([answer.restarts[0].output_DN[-1] for answer in answers])
-            linear_NC = np.concatenate(model.predict_linear(trained.judges))
-            judge_on(model, network_NC, linear_NC, targets(trained.judges))
+        if trained.judges.sections:
+            judge_on(model, lesson, trained)
         return model
 
 
-def judge_on(model: DomainModel, network_NC: np.ndarray, linear_NC: np.ndarray, truth_N: np.ndarray) -> None:
-    """Choose the blend, calibrate it and score it beside its parts, on spots that were held out."""
+def judge_on(model: DomainModel, lesson: Lesson, trained: Trained) -> None:
+    """Choose the blend, calibrate it and score it beside its parts, on spots that were held out.
+
+    Label sets are promised for new sections, which blocks of training sections do not tell of.
+    """
+    judges = trained.judges.sections
+    inference = Inference(depth=model.architecture.n_steps)
+    answers = predict(model.network, judges, inference, fabric=trained.fabric, progress=False)
+    answers = smooth_answers(answers, judges, model.smoothing)
+    network_NC = np.concatenate([answer.restarts[0].output_DN[-1] for answer in answers])
+    linear_NC = np.concatenate(replace(model, baseline=lesson.judged_baseline).predict_linear(judges))
+    truth_N = targets(judges)
     known_N = truth_N >= 0
     if known_N.any():
         model.blend = choose_proba_weight(network_NC[known_N], linear_NC[known_N], truth_N[known_N])
     answer_NC = blend_proba(network_NC[None], linear_NC, model.blend)[0]
     if known_N.any():
         calibrate_domains(model, answer_NC, truth_N)
+    if trained.judges.are_blocks:
+        model.conformal_scores = None
     parts = {"answer": answer_NC, "network": network_NC, "linear": linear_NC}
     model.scores = pd.DataFrame({k: score_domains(truth_N, p.argmax(axis=1)) for k, p in parts.items()})
 

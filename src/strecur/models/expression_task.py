@@ -22,7 +22,7 @@ from strecur.models.features.spots import average, fit_image_features
 from strecur.models.fitting import Lesson, Task
 from strecur.models.gene_order import gene_groups
 from strecur.models.genes import choose_genes, only_counts
-from strecur.models.linear import fit_linear_expression
+from strecur.models.linear import choose_penalty, fit_linear_expression
 from strecur.models.network import build_network
 from strecur.models.sections import Split, split_sections
 from strecur.models.targets import ExpressionTarget, counted_spots, fit_target, read_counts
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from strecur._anndata import SectionData
     from strecur.engine import Section
-    from strecur.models.fitting import Recipe, Request, Trained
+    from strecur.models.fitting import Judges, Recipe, Request, Trained
     from strecur.models.network import Architecture
     from strecur.nn import BackboneConfig, SpotNetwork
     from strecur.options import Features
@@ -45,6 +45,9 @@ logger = logging.getLogger("strecur")
 
 MIN_SPOTS = 2
 
+OPTIMIZER_STEPS, MIN_EPOCHS = 600, 10
+"""Optimizer steps at most, however many outer steps a visit has, but as many passes over the sections at least."""
+
 WEIGHT_DECAY, NOISE, DROP = 0.1, 0.3, 0.3
 
 HIDE = 0.3
@@ -52,6 +55,8 @@ HIDE = 0.3
 
 SLOW = {"universal": 5e-4}
 """Learning rates by architecture; at 1e-3 the universal transformer, with eight calls, stays near the mean."""
+
+TINY = 1e-12
 
 CONSTANT = 0.01
 """Share of the measured spread below which a prediction counts as constant."""
@@ -102,7 +107,8 @@ class ExpressionTask(Task):
         without = [name for name in data.names if not has_counts[data.rows(name)].any()]
         if without:
             logger.warning("sections %s have no counts and are left out", without)
-        split = split_sections(data, has_counts, request.training.validation, rng)
+        # in sections of a few hundred spots, those of blocks are missed more than they tell
+        split = split_sections(data, np.where(has_counts, 0, -1), request.training.validation, rng, auto_blocks=False)
         n_taught = len(split.taught_N)
         if n_taught < MIN_SPOTS:
             msg = (
@@ -118,7 +124,7 @@ class ExpressionTask(Task):
     def training_defaults(self, recipe: Recipe, split: Split) -> Mapping[str, Any]:
         hide = HIDE if recipe.architecture.has_two_states else 0.0
         return {
-            "max_epochs": count_epochs(len(split.training)),
+            "max_epochs": max(OPTIMIZER_STEPS // (recipe.architecture.n_steps * len(split.training)), MIN_EPOCHS),
             "learning_rate": SLOW.get(recipe.architecture.name),
             "weight_decay": WEIGHT_DECAY,
             "augmentation": Augmentation(noise=NOISE, drop=DROP, hide=hide, max_shift=recipe.backbone.period),
@@ -137,9 +143,15 @@ class ExpressionTask(Task):
         inputs, taught = features.inputs(data), split.taught_N
         log_NG = scale.log2(target_NG[taught])
         groups_N = held_out_groups(data, split.training)[taught]
-        baseline, held_out_NG = fit_linear_expression(inputs.averaged_NF[taught], log_NG, groups_N)
+        columns_NF = inputs.averaged_NF[taught]
+        penalty, held_out_NG = choose_penalty(columns_NF, log_NG, groups_N)
+        baseline, judged = (
+            fit_linear_expression(columns_NF[own], log_NG[own], penalty)
+            for own in (slice(None), ~split.in_block_N[taught])
+        )
         reliability = rate_genes(genes, log_NG, held_out_NG, data.sections.codes[taught])
-        return ExpressionLesson(features, inputs, target_NG, baseline, scale, log_NG, held_out_NG, taught, reliability)
+        parts = features, inputs, target_NG, baseline, judged
+        return ExpressionLesson(*parts, scale, log_NG, held_out_NG, taught, reliability)
 
     def build(
         self, lesson: ExpressionLesson, split: Split, recipe: Recipe, rng: int
@@ -151,11 +163,15 @@ class ExpressionTask(Task):
         return network, recipe.architecture
 
     def validate(
-        self, lesson: ExpressionLesson, judges: Sequence[Section], network: SpotNetwork, depth: int, fabric: Fabric
+        self, lesson: ExpressionLesson, judges: Judges, network: SpotNetwork, depth: int, fabric: Fabric
     ) -> dict[str, float]:
-        truths = [lesson.scale.log2(truth) for truth in targets(judges)]
-        found = score_sections(truths, run(network, judges, Inference(depth=depth, symmetric=False), fabric)[1])
-        return {f"validation_{name}": found[name] for name in ("pcc", "mse")}
+        """Score a network; in blocks of few spots the squared error is the finer measure, and chooses the weights."""
+        truths = [lesson.scale.log2(truth) for truth in targets(judges.sections)]
+        inference = Inference(depth=depth, symmetric=False)
+        found = score_sections(truths, run(network, judges.sections, inference, fabric)[1])
+        spread = np.nanvar(np.concatenate(truths), axis=0).mean()
+        scores = {"pcc": found["pcc"], "r2": 1 - found["mse"] / max(spread, TINY)}
+        return judges.named(dict(reversed(scores.items())) if judges.are_blocks else scores | {"mse": found["mse"]})
 
     def has_collapsed(self, network: SpotNetwork, sections: Sequence[Section], depth: int, fabric: Fabric) -> bool:
         """Return whether the prediction hardly varies between spots, which the mean of each gene does not."""
@@ -192,8 +208,8 @@ class ExpressionTask(Task):
             scores=pd.DataFrame(),
             blend=self.blend,
         )
-        if trained.judges:
-            rate_on(model, lesson, trained)
+        if trained.judges.sections:
+            judge_on(model, lesson, trained)
         return model
 
 
@@ -284,13 +300,6 @@ def fit_counts(
     return config, gene_groups(counts_NG, config.n_groups, rng=rng).order_G
 
 
-def count_epochs(n_sections: int) -> int:
-    """Return the default number of epochs: about 200 to 400 visits in all."""
-    if n_sections == 1:
-        return 200
-    return 100 if n_sections <= 4 else max(400 // n_sections, 20)
-
-
 def held_out_groups(data: SectionData, training: Sequence[str]) -> np.ndarray:
     """Return the section of every spot, or its quarter of the lattice if there is only one training section."""
     if len(training) > 1:
@@ -318,26 +327,32 @@ def rate_genes(
     )
 
 
-def rate_on(model: ExpressionModel, lesson: ExpressionLesson, trained: Trained) -> None:
-    """Choose the blend, rate the genes, fit the errors and score all parts on the validation sections."""
+def judge_on(model: ExpressionModel, lesson: ExpressionLesson, trained: Trained) -> None:
+    """Choose the blend and score all parts on spots that were held out; on whole sections, rate genes and errors too.
+
+    Blocks of training sections are more alike to what was learned than a new section is: errors there are too small.
+    """
     inference = Inference(depth=model.architecture.n_steps)
-    values, network = run(model.network, trained.judges, inference, trained.fabric)
-    linear = [model.baseline.predict(averaged_NF) for averaged_NF in map(averaged, trained.judges)]
-    measured = targets(trained.judges)
+    judges = trained.judges.sections
+    values, network = run(model.network, judges, inference, trained.fabric)
+    linear = [lesson.judged_baseline.predict(averaged_NF) for averaged_NF in map(averaged, judges)]
+    measured = targets(judges)
     known_N = ~np.isnan(np.concatenate(measured)).any(axis=1)
     truth_NG, network_NG, linear_NG = (np.concatenate(parts)[known_N] for parts in (measured, values, linear))
     if not model.predicts_counts:
         model.blend = choose_value_weight(network_NG, linear_NG, truth_NG)
-    model.errors = fit_errors(blend_values(network_NG, linear_NG, model.blend), truth_NG)
     truths = [model.target.log2(truth) for truth in measured]
     answers = [blend_values(a_NG, b_NG, model.blend) for a_NG, b_NG in zip(network, linear, strict=True)]
-    model.reliability["pcc"], model.reliability["pcc_network"] = mean_pcc(truths, answers), mean_pcc(truths, network)
     model.scores = pd.DataFrame(
         {
             name: score_sections(truths, parts) | metrics.pooled_scores(np.concatenate(truths), np.concatenate(parts))
             for name, parts in (("answer", answers), ("network", network), ("linear", linear))
         }
     )
+    if not trained.judges.are_blocks:
+        model.errors = fit_errors(blend_values(network_NG, linear_NG, model.blend), truth_NG)
+        model.reliability["pcc"] = mean_pcc(truths, answers)
+        model.reliability["pcc_network"] = mean_pcc(truths, network)
 
 
 def mean_pcc(truths: Sequence[np.ndarray], predicted: Sequence[np.ndarray]) -> np.ndarray:

@@ -15,7 +15,7 @@ from strecur.engine.checkpoint import checksum_sections
 from strecur.engine.devices import make_fabric
 from strecur.models.network import resolve_architecture, resolve_backbone, to_json
 from strecur.models.plan import in_tiles, plan_training
-from strecur.models.sections import engine_sections
+from strecur.models.sections import engine_sections, has_target, hide_targets, surroundings
 from strecur.nn.halting import RECIPES
 from strecur.options import Features, Training, fill
 from strecur.presets import Preset, hist
@@ -84,12 +84,36 @@ class Lesson:
         Target of every spot.
     baseline
         Linear model on the same features.
+    judged_baseline
+        The same without what the network is validated on, beside which the network is judged.
     """
 
     features: SpotFeatures
     inputs: Inputs
     target: np.ndarray
     baseline: Any
+    judged_baseline: Any
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What a network is validated on: whole sections, or blocks of the training sections.
+
+    Attributes
+    ----------
+    sections
+        Sections in which the spots to be judged have a target; empty: no validation.
+    are_blocks
+        Whether these spots are blocks of training sections.
+    """
+
+    sections: list[Section]
+    are_blocks: bool
+
+    def named(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """Name scores, for the history of a training, after where they were measured."""
+        place = "blocks" if self.are_blocks else "validation"
+        return {f"{place}_{name}": score for name, score in scores.items()}
 
 
 @dataclass(frozen=True)
@@ -100,7 +124,7 @@ class Trained:
     recipe: Recipe
     history: pd.DataFrame
     training: list[Section]
-    judges: list[Section]
+    judges: Judges
     fabric: Fabric
 
 
@@ -139,9 +163,9 @@ class Task(ABC):
 
     @abstractmethod
     def validate(
-        self, lesson: Any, judges: Sequence[Section], network: SpotNetwork, depth: int, fabric: Fabric
+        self, lesson: Any, judges: Judges, network: SpotNetwork, depth: int, fabric: Fabric
     ) -> dict[str, float]:
-        """Score a network on the validation sections."""
+        """Score a network on what it does not learn from; the first score chooses the weights."""
 
     @abstractmethod
     def has_collapsed(self, network: Any, sections: Sequence[Section], depth: int, fabric: Fabric) -> bool:
@@ -181,8 +205,7 @@ def fit_model(task: Task, data: SectionData, request: Request, *, rng: int) -> A
     recipe = replace(recipe, architecture=architecture)
     network.recursion.recompute = plan.recompute
     fabric = make_fabric(settings.accelerator, settings.devices, settings.precision)
-    judges = engine_sections(data, lesson.inputs, split.held_out, lesson.target)
-    sections = engine_sections(data, lesson.inputs, split.training, lesson.target)
+    sections, judges = part_sections(data, split, lesson, visit=getattr(training.augmentation, "max_spots", 0))
 
     def validate(candidate: Any) -> dict[str, float]:
         return task.validate(lesson, judges, candidate, architecture.n_steps, fabric)
@@ -196,12 +219,30 @@ def fit_model(task: Task, data: SectionData, request: Request, *, rng: int) -> A
         fabric=fabric,
         seed=rng,
         has_collapsed=lambda candidate: task.has_collapsed(candidate, sections, architecture.n_steps, fabric),
-        validate=validate if judges else None,
+        validate=validate if judges.sections else None,
         progress=settings.progress,
         checkpoint=open_checkpoint(recipe, judges),
     )
     network.cpu()
     return task.model(lesson, split, Trained(network, recipe, pd.DataFrame(history), sections, judges, fabric))
+
+
+def part_sections(data: SectionData, split: Split, lesson: Lesson, *, visit: int) -> tuple[list[Section], Judges]:
+    """Return the sections to train on, and those to validate on: held-out ones, or blocks of the former.
+
+    The network does not learn the targets of blocks. Of sections larger than a ``visit`` of the training (0: all of a
+    section), as many spots around one block are judged.
+    """
+    inputs, target, in_block_N = lesson.inputs, lesson.target, split.in_block_N
+    if not in_block_N.any():
+        held_out = engine_sections(data, inputs, split.held_out, target)
+        return engine_sections(data, inputs, split.training, target), Judges(held_out, are_blocks=False)
+    training, blocks = (
+        engine_sections(data, inputs, split.training, hide_targets(target, hidden_N))
+        for hidden_N in (in_block_N, ~in_block_N)
+    )
+    judged = [surroundings(section, visit or len(section.features_NF)) for section in blocks if has_target(section)]
+    return training, Judges(judged, are_blocks=True)
 
 
 def resolve(task: Task, request: Request, layout: str, split: Split) -> Recipe:
@@ -247,7 +288,7 @@ def check_halting(halting: object, kind: str, backbone: BackboneConfig) -> None:
         raise ValueError(msg)
 
 
-def open_checkpoint(recipe: Recipe, judges: Sequence[Section]) -> Checkpoint | None:
+def open_checkpoint(recipe: Recipe, judges: Judges) -> Checkpoint | None:
     """Return the checkpoint of a training, with what tells it from others; ``None`` without a folder."""
     if recipe.training.checkpoint is None:
         return None
@@ -256,6 +297,6 @@ def open_checkpoint(recipe: Recipe, judges: Sequence[Section]) -> Checkpoint | N
         "backbone": to_json(recipe.backbone),
         "halting": recipe.halting,
         "precision": settings.precision,
-        "validation": checksum_sections(judges),
+        "validation": checksum_sections(judges.sections),
     }
     return Checkpoint(recipe.training.checkpoint, about)

@@ -65,10 +65,17 @@ class LinearExpression:
         return (features_NF @ self.weight_FG + self.bias_G).astype(np.float32)
 
 
-def fit_linear_expression(
-    features_NF: np.ndarray, target_NG: np.ndarray, groups_N: np.ndarray
-) -> tuple[LinearExpression, np.ndarray]:
-    """Fit on spots with target, with the penalty that predicts groups best which were held out.
+def fit_linear_expression(features_NF: np.ndarray, target_NG: np.ndarray, penalty: float) -> LinearExpression:
+    """Fit ridge regression on spots with target."""
+    from sklearn.linear_model import Ridge
+
+    fitted = Ridge(penalty).fit(features_NF, target_NG)
+    weight_FG = np.reshape(fitted.coef_, (target_NG.shape[1], -1)).T  # of one gene it is flat
+    return LinearExpression(weight_FG.astype(np.float32), np.reshape(fitted.intercept_, -1).astype(np.float32))
+
+
+def choose_penalty(features_NF: np.ndarray, target_NG: np.ndarray, groups_N: np.ndarray) -> tuple[float, np.ndarray]:
+    """Find the penalty of ridge regression that predicts groups best which were held out.
 
     Parameters
     ----------
@@ -81,8 +88,7 @@ def fit_linear_expression(
 
     Returns
     -------
-    The model of all spots, and predictions of every spot by a model that saw no spot of its group (spots × genes,
-    float32).
+    The penalty, and predictions of every spot by a model that saw no spot of its group (spots × genes, float32).
     """
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -95,7 +101,4 @@ def fit_linear_expression(
         error = np.square(predicted_NG - target_NG).mean()
         if error < best_error:
             best_error, penalty, held_out_NG = error, candidate, predicted_NG
-    fitted = Ridge(penalty).fit(features_NF, target_NG)
-    weight_FG = np.reshape(fitted.coef_, (target_NG.shape[1], -1)).T
-    model = LinearExpression(weight_FG.astype(np.float32), np.reshape(fitted.intercept_, -1).astype(np.float32))
-    return model, held_out_NG.astype(np.float32)
+    return penalty, held_out_NG.astype(np.float32)

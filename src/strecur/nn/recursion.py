@@ -100,7 +100,7 @@ class TRMConfig(RecursionConfig):
 
     n_latent: int = 3
     n_deep: int = 1
-    n_steps: int = 2
+    n_steps: int = 4
     sigma: tuple[float, float] | None = None
     damping: float = 0.0
     noise: float = 0.0

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-ACRONYMS = ("ari", "nmi", "pcc", "mse", "mae", "rvd")
+PLACES = {"validation_": "validation", "blocks_": "held-out blocks:"}
+
+ACRONYMS = ("ari", "nmi", "pcc", "mse", "mae", "rvd", "r2")
 
 
 def training(
@@ -31,7 +33,8 @@ def training(
     ----------
     model
         Fitted model with a ``history``, or this data frame: one row per epoch, columns ``epoch``, ``train_loss``,
-        ``learning_rate`` and any number of ``validation_<metric>``. The best epoch of each metric is marked.
+        ``learning_rate`` and any number of ``validation_<metric>`` (on whole sections) and ``blocks_<metric>`` (in
+        blocks of the training sections). The best epoch of each metric is marked.
     ax
         Axes to plot on: loss, learning rate, and one per validation metric. If ``None`` (default), a new figure.
     show
@@ -69,7 +72,7 @@ def training(
     if absent:
         msg = f"the history has no column {absent}; there are {list(history.columns)}"
         raise KeyError(msg)
-    metrics = [name for name in history if str(name).startswith("validation_")]
+    metrics = [name for name in history if str(name).startswith(tuple(PLACES))]
     n_panels = 2 + len(metrics)
     contents = "loss, learning rate, validation metrics"
     axes = make_panels(ax, [0.75] * n_panels, min(n_panels, 3), contents=contents)
@@ -86,16 +89,22 @@ def training(
     return finish(axes, show=show)
 
 
+def _split_name(name: str) -> tuple[str, str]:
+    """Return the metric, and where it was measured."""
+    prefix = next(prefix for prefix in PLACES if name.startswith(prefix))
+    return name.removeprefix(prefix), PLACES[prefix]
+
+
 def _metric_caption(name: str) -> str:
-    words = name.removeprefix("validation_").split("_")
-    return " ".join(["validation", *(word.upper() if word in ACRONYMS else word for word in words)])
+    metric, place = _split_name(name)
+    return " ".join([place, *(word.upper() if word in ACRONYMS else word for word in metric.split("_"))])
 
 
 def _mark_best(ax: Axes, history: pd.DataFrame, name: str) -> None:
     scores = history[name].dropna()
     if scores.empty:
         return
-    best = scores.idxmin() if name.removeprefix("validation_") in LOWER_IS_BETTER else scores.idxmax()
+    best = scores.idxmin() if _split_name(name)[0] in LOWER_IS_BETTER else scores.idxmax()
     epoch, score = history.loc[best, "epoch"], scores[best]
     ax.axvline(epoch, color="0.6", linestyle=":", linewidth=1)
     ax.plot(epoch, score, "o", color=RED, markersize=7)
