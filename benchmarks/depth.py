@@ -1,11 +1,14 @@
 """How deep to train domains: outer steps and slots at equal optimizer steps, and what more depth at prediction brings.
 
+    python benchmarks/depth.py --data ../shared/data/dlpfc --size-factor-key sum_umi --seeds 0 1 2
+    python benchmarks/depth.py --data ../shared/data/dlpfc --size-factor-key sum_umi --architecture feedforward
     python benchmarks/depth.py --data ../shared/data/mob --regimes 2x1 4x4 8x6 --steps 400 --seeds 0 1 2
-    python benchmarks/depth.py --data ../shared/data/dlpfc --size-factor-key sum_umi --regimes 4x4 --test 151673
+    python benchmarks/depth.py --data ../shared/data/spleen --depth 4
 
-A regime ``4x4`` trains four outer steps in four slots. Every section of the folder (or the halves of a single one) is
-held out in turn. Rows are the adjusted Rand index of the network alone after 1 to 24 outer steps, of the blend after as
-many steps as in training, and of the linear baseline; rows that are already in the table are not computed again.
+The regime ``default`` trains with the defaults of the package, ``4x4`` four outer steps in four slots. Every section of
+the folder (or the halves of a single one) is held out in turn. Rows are the adjusted Rand index of the answer, of the
+network alone after its last and after 1 to 24 outer steps (``--depth``), of the linear baseline, and of fixed blends of
+both; rows that are already in the table are not computed again.
 """
 
 from __future__ import annotations
@@ -44,14 +47,21 @@ def read_sections(folder: Path) -> tuple[ad.AnnData, str | None]:
     return adata, use_rep
 
 
+def plan(regime: str, steps: int | None, n_sections: int) -> dict[str, int]:
+    """Return the options of the training that a regime stands for."""
+    if regime == "default":
+        return {}
+    n_steps, slots = map(int, regime.split("x"))
+    limit = {} if steps is None else {"max_epochs": max(steps // (n_steps * n_sections), 1)}
+    return {"n_steps": n_steps, "slots": slots, **limit}
+
+
 def measure(
-    adata: ad.AnnData, test: str, seed: int, regime: str, steps: int, options: argparse.Namespace, use_rep: str | None
+    adata: ad.AnnData, test: str, seed: int, regime: str, options: argparse.Namespace, use_rep: str | None
 ) -> dict[str, object]:
     """Train a regime without one section, and score it there."""
-    n_steps, slots = map(int, regime.split("x"))
     in_test = (adata.obs["section"] == test).to_numpy()
     train, held_out = adata[~in_test].copy(), adata[in_test].copy()
-    n_sections = train.obs["section"].nunique()
     start = time.perf_counter()
     model = st.tl.train_domains(
         train,
@@ -59,22 +69,34 @@ def measure(
         use_rep=use_rep,
         architecture=options.architecture,
         features={"size_factor_key": options.size_factor_key},
-        training={"n_steps": n_steps, "slots": slots, "max_epochs": max(steps // (n_steps * n_sections), 1)},
+        training=plan(regime, options.steps, train.obs["section"].nunique()),
         rng=seed,
     )
-    row = {"seconds": round(time.perf_counter() - start)}
-    depth = max(DEPTHS) if options.architecture == "trm" else 1
+    row = {"seconds": round(time.perf_counter() - start), "epochs": len(model.history), "weight": model.blend}
+    n_steps = model.architecture.n_steps
+
+    def score(key: str, **inference: object) -> float:
+        st.tl.trm_domains(held_out, model, inference=inference)
+        return st.metrics.domain_scores(held_out.obs["domain"], held_out.obs[key])["ari"]
+
+    row["answer"] = score("trm_domains")
+    for part in ("network", "linear"):
+        row[part] = st.metrics.domain_scores(held_out.obs["domain"], held_out.obs[f"trm_domains_{part}"])["ari"]
+    if n_steps > 1:
+        row |= score_depths(held_out, model, max(options.depth, n_steps))
+    return row | {f"blend {blend}": score("trm_domains", blend=blend) for blend in options.blends}
+
+
+def score_depths(held_out: ad.AnnData, model: st.models.DomainModel, depth: int) -> dict[str, float]:
+    """Score the network alone after several outer steps, and return how much its states still change."""
     st.tl.trm_domains(held_out, model, inference={"depth": depth, "blend": 1.0})
-    labels = held_out.obs["trm_domains"].cat.categories
-    for d in DEPTHS[: 1 if depth == 1 else None]:
-        step = labels[held_out.obsm["trm_domains_steps"][:, d - 1]]
-        row[f"depth {d}"] = st.metrics.domain_scores(held_out.obs["domain"], step)["ari"]
-    row["residual"] = held_out.uns["trm_domains"]["sections"]["residual"].iloc[0]
-    row["linear"] = st.metrics.domain_scores(held_out.obs["domain"], held_out.obs["trm_domains_linear"])["ari"]
-    for blend in (0.25, 0.5, 0.75):
-        st.tl.trm_domains(held_out, model, inference={"blend": blend})
-        row[f"blend {blend}"] = st.metrics.domain_scores(held_out.obs["domain"], held_out.obs["trm_domains"])["ari"]
-    return row
+    labels, steps_ND = held_out.obs["trm_domains"].cat.categories, held_out.obsm["trm_domains_steps"]
+    found = {
+        f"depth {d}": st.metrics.domain_scores(held_out.obs["domain"], labels[steps_ND[:, d - 1]])["ari"]
+        for d in DEPTHS
+        if d <= depth
+    }
+    return found | {"residual": held_out.uns["trm_domains"]["sections"]["residual"].iloc[0]}
 
 
 def main() -> None:
@@ -82,8 +104,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--size-factor-key")
     parser.add_argument("--architecture", default="trm")
-    parser.add_argument("--regimes", nargs="+", default=["2x1", "4x4", "8x6"])
-    parser.add_argument("--steps", type=int, default=400, help="optimizer steps of every training")
+    parser.add_argument("--regimes", nargs="+", default=["default"])
+    parser.add_argument("--steps", type=int, help="optimizer steps of a regime; by default those of the package")
+    parser.add_argument("--depth", type=int, default=max(DEPTHS), help="outer steps in prediction")
+    parser.add_argument("--blends", nargs="*", type=float, default=[0.5], help="weights of the network to compare")
     parser.add_argument("--test", nargs="+", help="sections to hold out; by default each in turn")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/depth.csv"))
@@ -96,10 +120,10 @@ def main() -> None:
         for seed in options.seeds:
             for regime in options.regimes:
                 name = regime if options.architecture == "trm" else f"{options.architecture} {regime}"
-                key = (options.data.name, str(test), seed, name, options.steps)
+                key = (options.data.name, str(test), seed, name, options.steps or "default")
                 if tuple(map(str, key)) in known:
                     continue
-                row = measure(adata, test, seed, regime, options.steps, options, use_rep)
+                row = measure(adata, test, seed, regime, options, use_rep)
                 table = pd.concat([table, pd.DataFrame([dict(zip(KEYS, key, strict=True)) | row])], ignore_index=True)
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 table.to_csv(options.out, index=False)
