@@ -139,7 +139,7 @@ def embed_patches(
     _anndata.check_free(table, key, default="X_patch")
     sections = _anndata.read_sections(table, _anndata.find_library_key(table, library_key))
     coordinates = read_coordinates(adata, table, spatial_key)
-    sources = find_images(adata, table, image, sections, image_scale=options.image_scale)
+    sources = find_images(adata, table, image, sections, image_scale=options.image_scale, spatial_key=spatial_key)
     jobs = []
     for name, source in sources.items():
         rows = sections.rows(name)
@@ -203,7 +203,7 @@ def _embed_section(
             logger.warning("section %r: the image %s has no colour; is it H&E?", job.name, job.source.label)
         step = max(1, batch_size // to_encode)
         for chunk in (todo[i : i + step] for i in range(0, len(todo), step)):
-            patches = np.stack(list(cut(image, job.centres[chunk], job.side, model.size)))
+            patches = np.stack(list(cut(image, job.centres[chunk], job.side, model.size, job.source.turn)))
             patches = patches if normalize is None else normalize(patches)
             turned = np.stack([[transform_patch(patch, g) for g in range(to_encode)] for patch in patches])
             features = model(turned.reshape(-1, *turned.shape[2:])).reshape(len(chunk), to_encode, -1)
