@@ -186,7 +186,7 @@ def find_images(
 
 def _by_section(image: Any, sections: Sections) -> dict[str, Any]:
     """Return the images by the names of their sections, which must exist."""
-    if not isinstance(image, Mapping) or hasattr(image, "children"):
+    if not isinstance(image, Mapping) or hasattr(image, "dims"):  # xarray has mappings that are images
         if len(sections.names) > 1:
             msg = (
                 f"one image for {len(sections.names)} sections; pass a mapping {{section: image}} for {sections.names}"
@@ -211,7 +211,8 @@ def _given(source: Any, name: str, scale: float, size: FullSize | None) -> Image
         return ImageSource(label, layer, scaled(scale) @ _of_container(source))
     if "transform" in getattr(scales_of(source)[0], "attrs", {}):
         return ImageSource("image element", source, scaled(scale) @ _to_pixels(None, source, "the given one"))
-    return ImageSource(f"array {np.shape(source)}", source, scaled(scale), size)
+    label = f"array {tuple(source.shape)}" if hasattr(source, "shape") else type(source).__name__
+    return ImageSource(label, source, scaled(scale), size)
 
 
 def _of_container(container: Any) -> np.ndarray:

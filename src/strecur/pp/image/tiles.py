@@ -122,7 +122,7 @@ def tile_image(
         },
         index=[f"{name}_{row}x{col}" for row, col in grid],
     )
-    scalefactors = {"tissue_hires_scalef": thumbnail.shape[0] / shape[0], "spot_diameter_fullres": pitch}
+    scalefactors = {"tissue_hires_scalef": max(thumbnail.shape) / max(shape), "spot_diameter_fullres": pitch}
     if mpp is not None:
         scalefactors["microns_per_pixel"] = float(mpp)
     metadata = {} if path is None else {"source_image_path": str(path.resolve())}
