@@ -270,6 +270,11 @@ def test_png_of_twelve_bits_is_not_read_as_black(tmp_path):
         read(tmp_path / "low.png")
 
 
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "YCbCr", "LAB", "P", "HSV"])
+def test_images_of_pillow_know_their_colours(mode):
+    np.testing.assert_allclose(read(RGB.convert(mode)), np.asarray(RGB.convert(mode).convert("RGB")), atol=1)
+
+
 # Ranges of arrays
 
 

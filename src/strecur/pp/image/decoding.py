@@ -34,8 +34,8 @@ def open_image(source: object, *, label: str) -> SectionImage:
     ----------
     source
         A path (JPEG, PNG and other formats of Pillow; TIFF, pyramidal or not, which is read by region), an array rows ×
-        columns × channels, a DataArray with the dimensions y, x and a channel in any order, a container of squidpy with
-        one image, or an image element of SpatialData, with or without scales.
+        columns × channels, an image of Pillow, a DataArray with the dimensions y, x and a channel in any order, a
+        container of squidpy with one image, or an image element of SpatialData, with or without scales.
     label
         Name of the image in messages.
 
@@ -44,7 +44,7 @@ def open_image(source: object, *, label: str) -> SectionImage:
     FileNotFoundError, OSError
         If the file does not exist or is damaged.
     ValueError
-        If the image is not H&E-like: it has another number of channels, or values, than grey, RGB or RGBA.
+        If the image cannot be shown as RGB: for its channels, its range of values or its size.
     """
     if isinstance(source, str | Path):
         path = Path(source)
@@ -52,6 +52,8 @@ def open_image(source: object, *, label: str) -> SectionImage:
             msg = f"the image {label} does not exist: {path}"
             raise FileNotFoundError(msg)
         return open_tiff(path) if is_tiff(path) else _open_pillow(path)
+    if hasattr(source, "getexif"):
+        source = _decode(source, label)  # type: ignore[arg-type]
     if is_container(source):
         source = container_image(source, label=label)
     if hasattr(source, "dims") or hasattr(source, "children"):
@@ -153,25 +155,31 @@ class _PillowArray:
 
     @cached_property
     def _pixels(self) -> np.ndarray:
-        from PIL import ImageOps
+        with _pillow(self.path) as image:
+            pixels = _decode(image, self.path.name)
+        if pixels.shape != self.shape:
+            msg = "its orientation is told behind its pixels; save it upright"
+            raise ValueError(msg)
+        return pixels
 
-        with _pillow(self.path) as stored:
-            # Pillow reads the upper 8 of 16 bits of colours.
-            is_wide = any(";16" in str(tile[3]) for tile in getattr(stored, "tile", ()))
-            image = ImageOps.exif_transpose(stored)
-            if image.size != self.shape[1::-1]:
-                msg = "its orientation is told behind its pixels; save it upright"
-                raise ValueError(msg)
-            if image.mode.startswith(("I", "F")):
-                values = np.asarray(image)
-                return to_rgb(values, white=white_of(values, label=self.path.name))
-            if image.has_transparency_data:
-                return to_rgb(np.asarray(image.convert("RGBA")), white=255)
-            pixels = np.asarray(image.convert("RGB"))
-            if is_wide and pixels.max() < 64:
-                msg = "of its 16 bits per channel only the lower ones are used, which are not read; save it as TIFF"
-                raise ValueError(msg)
-            return pixels
+
+def _decode(stored: Image.Image, label: str) -> np.ndarray:
+    """Decode an image of Pillow as RGB, upright."""
+    from PIL import ImageOps
+
+    # Pillow reads the upper 8 of 16 bits of colours.
+    is_wide = any(";16" in str(tile[3]) for tile in getattr(stored, "tile", ()))
+    image = ImageOps.exif_transpose(stored)
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        return to_rgb(values, white=white_of(values, label=label))
+    if image.has_transparency_data:
+        return to_rgb(np.asarray(image.convert("RGBA")), white=255)
+    pixels = np.asarray(image.convert("RGB"))
+    if is_wide and pixels.max() < 64:
+        msg = "of its 16 bits per channel only the lower ones are used, which are not read; save it as TIFF"
+        raise ValueError(msg)
+    return pixels
 
 
 @contextmanager

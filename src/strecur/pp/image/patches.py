@@ -66,9 +66,10 @@ def embed_patches(
     image
         Image of each section: a mapping from section to image, or one image if there is one section. An image is a
         path (TIFF, pyramidal or not, is read by region; JPEG and PNG are decoded whole), an array rows × columns ×
-        channels, or the name of an image element of the SpatialData object. Sections that are not in the mapping are
-        not changed. If ``None`` (default), the images of ``uns["spatial"][section]``: the file
-        ``metadata["source_image_path"]`` if it exists, else the largest of ``images``.
+        channels (of numpy, dask or zarr), a DataArray, an ``ImageContainer`` of squidpy, or the name of an image
+        element of the SpatialData object, whose transformation may turn, flip and stretch it. Sections that are not in
+        the mapping are not changed. If ``None`` (default), the images of ``uns["spatial"][section]``: the file
+        ``metadata["source_image_path"]`` if it exists and has the full resolution, else the largest of ``images``.
     encoder
         Name of an encoder (see :func:`~strecur.pp.load_encoder`), an :class:`~strecur.pp.Encoder`, or a function from
         patches (patches × 224 × 224 × 3, uint8) to features. ``"texture"`` (default) and ``"efficientnet-lite0"`` need
@@ -116,8 +117,9 @@ def embed_patches(
     TypeError
         If ``encoder`` or ``patches`` is of another type, or ``patches`` has an unknown option.
     ValueError
-        If the scale is unknown, more than 20 % of the spots of a section lie outside its image, or the encoder returns
-        NaN. An error leaves ``adata`` unchanged.
+        If the scale is unknown, an image has channels that are not colours, or another resolution than the scale
+        factors in ``uns["spatial"]`` tell, more than 20 % of the spots of a section lie outside its image, or the
+        encoder returns NaN. An error leaves ``adata`` unchanged.
 
     Examples
     --------
