@@ -68,6 +68,14 @@ FORMS = {
         PICTURE,
     ),
     "rgb, 16 bits": (partial(write, pixels=PICTURE.astype(np.uint16) * 257, photometric="rgb"), PICTURE),
+    "rgb, 16 bits, big-endian": (
+        partial(write, pixels=PICTURE.astype(np.uint16) * 257, photometric="rgb", byteorder=">"),
+        PICTURE,
+    ),
+    "rgb, compressed": (
+        partial(write, pixels=PICTURE, photometric="rgb", compression="lzw", predictor=True, tile=(16, 16)),
+        PICTURE,
+    ),
     "rgb, floats": (partial(write, pixels=(PICTURE / 255).astype(np.float32), photometric="rgb"), PICTURE),
     "alpha": (partial(write, pixels=RGBA, photometric="rgb", extrasamples=["unassalpha"]), OVER_WHITE),
     "premultiplied alpha": (

@@ -185,6 +185,43 @@ def test_coordinates_in_other_units_than_the_annotated_shapes_raise():
         embed(sdata, "he", spatial_key="aligned")
 
 
+def test_a_single_spot_has_its_patch():
+    """Its coordinates may differ from the centroid of its shape by rounding."""
+    sdata = spatial_data(PICTURE, CENTRES, {"global": affine(np.eye(2), np.zeros(2))})
+    sdata.tables["table"] = sdata["table"][:1].copy()
+    sdata["table"].obsm["spatial"] += 0.3
+    np.testing.assert_allclose(embed(sdata, "he"), COLOURS[:1], atol=2)
+
+
+@pytest.mark.parametrize("scale_factors", [None, [2]])
+def test_crop_by_spatialdata_knows_its_place(scale_factors):
+    from spatialdata import bounding_box_query
+
+    matrix, shift = 2 * np.eye(2), np.array([100.0, -30.0])
+    centres = CENTRES @ matrix.T + shift
+    sdata = spatial_data(PICTURE, centres, {"global": affine(matrix, shift)}, scale_factors=scale_factors)
+    low, high = centres.min(axis=0) - 30, centres.max(axis=0) - 60
+    crop = bounding_box_query(
+        sdata, axes=("x", "y"), min_coordinate=low, max_coordinate=high, target_coordinate_system="global"
+    )
+    inside = ((centres >= low) & (centres <= high)).all(axis=1)
+    assert crop["table"].n_obs == inside.sum() < len(centres)
+    np.testing.assert_allclose(embed(crop, "he", unit=2), COLOURS[inside], atol=1)
+
+
+@pytest.mark.parametrize("turn", [1, 30, 90])
+def test_image_that_spatialdata_transformed_is_read(turn):
+    """The transformed image is upright, and black where the original ended."""
+    from spatialdata import transform
+
+    a = np.deg2rad(turn)
+    matrix = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+    centres = CENTRES @ matrix.T
+    sdata = spatial_data(PICTURE, centres, {"global": affine(matrix, np.zeros(2))})
+    sdata["he"] = transform(sdata["he"], to_coordinate_system="global")
+    np.testing.assert_allclose(embed(sdata, "he"), COLOURS, atol=3)
+
+
 # Arrays of other libraries
 
 

@@ -349,7 +349,10 @@ def _lie_at_shapes(shapes: GeoDataFrame, names: Sequence, xy: np.ndarray) -> boo
         return False
     centroids = shapes.geometry.iloc[position[known]].centroid
     away = np.linalg.norm(np.column_stack([centroids.x, centroids.y]) - xy[known], axis=1)
-    return bool(np.median(away) <= 0.05 * np.ptp(xy[known], axis=0).max())
+    # A single spot has no extent but that of its shape.
+    own = shapes["radius"] if "radius" in shapes else np.sqrt(shapes.geometry.area)
+    tolerance = max(0.05 * np.ptp(xy[known], axis=0).max(), float(np.median(own.iloc[position[known]])))
+    return bool(np.median(away) <= tolerance)
 
 
 def _to_pixels(frame: object, image: Any, element: str) -> np.ndarray:
