@@ -116,8 +116,8 @@ def place(
     side = max(1, round(patch_px * source.scale))
     fingerprint = f"{zlib.crc32(centres.tobytes(), source.checksum()):08x}-{side}"
     plan = PatchPlan(name, rows, source, centres, inside, side, patch_px, mpp, fingerprint)
-    _check_position(plan, shape)
     _check_full_size(plan, shape)
+    _check_position(plan, shape)
     _check_scale(plan, shape)
     return plan
 

@@ -141,9 +141,10 @@ def from_levels(
         Positions of the channels to use, in the order of RGBA. If ``None`` (default), all.
     """
     shape = levels[0].shape
-    n_channels = 1 if channel_axis is None else shape[channel_axis] if channels is None else len(channels)
-    is_plain = colours is not None or n_channels in (1, 3, 4)
-    if len(shape) != 2 + (channel_axis is not None) or not is_plain or 0 in shape:
+    is_image = len(shape) == 2 + (channel_axis is not None) and 0 not in shape
+    if is_image and channel_axis is not None and colours is None:
+        is_image = (shape[channel_axis] if channels is None else len(channels)) in (1, 3, 4)
+    if not is_image:
         msg = f"the image {label} has shape {tuple(shape)}; expected grey, RGB or RGBA"
         raise ValueError(msg)
     decode = colours or partial(to_rgb, white=white_of(sample(levels), label=label))
