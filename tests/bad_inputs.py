@@ -420,7 +420,7 @@ raises("pp.embed_patches", "channels first", ValueError, "np.moveaxis", image=la
 raises("pp.embed_patches", "an image of five channels", ValueError, "expected grey, RGB or RGBA", image=lambda: {"S1": np.zeros((300, 300, 5), np.uint8)})
 raises("pp.embed_patches", "an image without pixels", ValueError, "expected grey, RGB or RGBA", image=lambda: {"S1": np.zeros((0, 300, 3), np.uint8)})
 raises("pp.embed_patches", "text in place of pixels", ValueError, "expected numbers", image=lambda: {"S1": np.full((300, 300, 3), "x")})
-raises("pp.embed_patches", "NaN in the image", ValueError, "negative or non-finite", image=nan_images)
+raises("pp.embed_patches", "NaN in the image", ValueError, "non-finite values", image=nan_images)
 raises("pp.embed_patches", "values beyond 16 bits", ValueError, "convert it to 8 bits", image=images_as(np.int64, 1e4))
 raises("pp.embed_patches", "a tiny image", ValueError, "Is it the image of this section", image=lambda: {"S1": np.full((2, 2, 3), 200, np.uint8)})
 raises("pp.embed_patches", "x and y swapped and shifted", ValueError, "are x and y swapped", put("obsm", "spatial", lambda a: a.obsm["spatial"][:, ::-1] + 3000))

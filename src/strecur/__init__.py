@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from strecur import _threads as _threads  # makes forked processes safe
 from strecur._settings import settings
 from strecur.options import Features, Inference, Training
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from strecur.pp.image import decoding
-from strecur.pp.image.decoding import open_image, to_rgb
+from strecur.pp.image import decoding, tiff
+from strecur.pp.image.colours import to_rgb
+from strecur.pp.image.decoding import open_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -234,7 +235,7 @@ def test_large_file_names_the_command_that_makes_it_readable(tmp_path, monkeypat
 
 
 def test_a_tiff_in_one_piece_that_is_too_large_raises_and_tiles_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "MAX_DECODED_PIXELS", 2000)
+    monkeypatch.setattr(tiff, "MAX_DECODED_PIXELS", 2000)
     whole = save(tmp_path / "whole.tif", PIXELS, rowsperstrip=40, photometric="rgb", compression="zlib")
     with pytest.raises(
         ValueError, match=r"60 × 40 pixels in one piece.*vips tiffsave whole\.tif whole_tiled\.tif --tile"

@@ -576,14 +576,28 @@ def test_image_element_is_placed_by_its_transformation(scale):
     assert table.uns["X_patch"]["sections"].loc["section", "scale"] == pytest.approx(1 / scale)
 
 
-def test_rotated_image_element_raises():
-    from spatialdata.transformations import Affine, set_transformation
+@pytest.mark.parametrize("g", range(8), ids=NAMES)
+def test_turned_image_element_has_the_same_patches(g):
+    """An element that its transformation turns back gives the patches of the upright one, in all views."""
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Affine
 
-    sdata = spatial_data()
-    turn = Affine([[0, -1, 50], [1, 0, 0], [0, 0, 1]], input_axes=("x", "y"), output_axes=("x", "y"))
-    set_transformation(sdata["he"], turn, "global")
-    with pytest.raises(ValueError, match="rotated, flipped or stretched"):
-        embed(sdata, "he")
+    sdata, upright = spatial_data(), spatial_data()
+    corners = np.array([[0, 0], [0, 1], [1, 0]])  # (row, column)
+    row, col = transform_coords(*corners.T, g, N_ROWS * SIDE, N_COLS * SIDE)
+    middles = np.column_stack([col, row, np.full(3, 0.5)]) + 0.5
+    # The rows of the matrix are x and y of the section, as functions of x and y of the turned image.
+    to_section = np.linalg.solve(middles, corners[:, ::-1] + 0.5).T
+    matrix = np.vstack([to_section, [0, 0, 1]])
+    del sdata.images["he"]
+    sdata["he"] = Image2DModel.parse(
+        np.moveaxis(transform_patch(IMAGE, g), -1, 0).copy(),
+        dims=("c", "y", "x"),
+        transformations={"global": Affine(matrix, ("x", "y"), ("x", "y"))},
+    )
+    for one in (sdata, upright):
+        embed(one, "he", views=8)
+    np.testing.assert_array_equal(sdata["table0"].obsm["X_patch_d4"], upright["table0"].obsm["X_patch_d4"])
 
 
 def test_table_is_named_if_there_are_several():

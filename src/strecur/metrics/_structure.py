@@ -10,6 +10,7 @@ from scipy import sparse
 from sklearn.neighbors import radius_neighbors_graph
 
 from strecur._geometry import physical_positions
+from strecur._threads import check_fork
 from strecur.metrics._arrays import correlation, pair, varies
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def moran_structure(truth: ArrayLike, predicted: ArrayLike, graph: sparse.spmatr
 
     Raises
     ------
+    RuntimeError
+        If this process was forked after numba had started threads.
     ValueError
         If ``graph`` is not spots × spots.
 
@@ -96,6 +99,7 @@ def moran_structure(truth: ArrayLike, predicted: ArrayLike, graph: sparse.spmatr
     """
     from scanpy.metrics import morans_i
 
+    check_fork()
     truth, predicted, valid = pair(truth, predicted)
     if np.shape(graph) != (len(valid), len(valid)):
         msg = f"graph has shape {np.shape(graph)}; expected spots × spots, {len(valid)} × {len(valid)}"

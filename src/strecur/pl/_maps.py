@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,11 @@ from strecur._anndata import read_array, read_grid, require
 from strecur.pl._figure import MAX_COLUMNS, make_panels
 from strecur.pl._results import choose_sections
 from strecur.pl._spots import SectionMap, pitch
+from strecur.pp.image.decoding import open_image
+from strecur.pp.image.sources import find_library
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -43,7 +44,7 @@ class MapFigure:
         grid = None
         for name, rows in chosen.rows.items():
             title = chosen.titles[name]
-            slide = _slide_with_image(table, title or None) if img else None
+            slide = _slide_with_image(table, title, alone=len(chosen.all_sections.names) == 1) if img else None
             if slide is not None:
                 sections.append(_on_image(table, title, rows, slide, spatial_key))
                 continue
@@ -105,16 +106,15 @@ def _on_image(table: AnnData, title: str, rows: np.ndarray, slide: Mapping, spat
     xy = _read_coordinates(table, rows, spatial_key) * scale
     # without a recorded diameter, the ratio of spot to pitch of Visium
     width = float(factors["spot_diameter_fullres"]) * scale if "spot_diameter_fullres" in factors else 0.55 * pitch(xy)
-    return SectionMap(title, rows, xy[:, 0], xy[:, 1], "circle", width, np.asarray(slide["images"][resolution]))
+    # decoded as for patches: 16 bits, floats and transparent pixels look as they do there
+    image = open_image(slide["images"][resolution], label=f"{resolution!r} of section {title!r}").whole()
+    return SectionMap(title, rows, xy[:, 0], xy[:, 1], "circle", width, image)
 
 
-def _slide_with_image(table: AnnData, name: str | None) -> Mapping | None:
+def _slide_with_image(table: AnnData, name: str, *, alone: bool) -> Mapping | None:
     """Return the ``uns["spatial"]`` entry of a section (or the only entry) if it has an image with a scale factor."""
-    slides = table.uns.get("spatial", {})
-    if name is None and len(slides) == 1:
-        name = next(iter(slides))
-    slide = slides.get(name)
-    return slide if isinstance(slide, Mapping) and _resolution(slide) else None
+    _, slide = find_library(table, name, alone=alone)
+    return slide if _resolution(slide) else None
 
 
 def _resolution(slide: Mapping) -> str | None:

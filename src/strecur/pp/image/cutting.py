@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from strecur.pp.image.decoding import SectionImage
     from strecur.pp.image.options import Patches
+    from strecur.pp.image.section_image import SectionImage
 
 logger = logging.getLogger("strecur")
 
@@ -37,6 +37,10 @@ MIN_PATCH_PX = 16
 
 MIN_PATCH_UM = 8.0
 """The same in micrometres."""
+
+
+SMALL_TURN = 0.1
+"""Up to this deviation from the axes of the coordinates, patches are cut along the axes of the image, unblurred."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,30 @@ def place(
     side = max(1, round(patch_px * source.scale))
     fingerprint = f"{zlib.crc32(centres.tobytes(), source.checksum()):08x}-{side}"
     plan = PatchPlan(name, rows, source, centres, inside, side, patch_px, mpp, fingerprint)
+    _check_full_size(plan, shape)
     _check_position(plan, shape)
     _check_scale(plan, shape)
     return plan
+
+
+def _check_full_size(plan: PatchPlan, shape: tuple[int, int]) -> None:
+    """Raise or warn if the image has another size than ``uns["spatial"]`` tells."""
+    size = plan.source.full_size
+    if size is None or size.fits(shape):
+        return
+    enlargement = np.array(shape) / (size.rows, size.cols)
+    has = (
+        f"section {plan.name!r}: the image {plan.source.label} has {shape[1]} × {shape[0]} pixels (columns × rows); "
+        f"according to the scale factors of adata.uns['spatial'] it would have {size.cols:.0f} × {size.rows:.0f}"
+    )
+    if np.isclose(enlargement[0], enlargement[1], rtol=0.01):
+        suggested = plan.source.scale * enlargement.mean()
+        msg = (
+            f"{has}. If it is the same image at another resolution, pass patches={{'image_scale': {suggested:.4g}}}; "
+            "if the coordinates are its pixels, correct the scale factors"
+        )
+        raise ValueError(msg)
+    logger.warning("%s; check that it is the image to which the coordinates belong", has)
 
 
 def _check_position(plan: PatchPlan, shape: tuple[int, int]) -> None:
@@ -160,15 +185,50 @@ def _check_scale(plan: PatchPlan, shape: tuple[int, int]) -> None:
         )
 
 
-def cut(image: SectionImage, centres: np.ndarray, side: int, size: int) -> Iterator[np.ndarray]:
-    """Cut squares of ``side`` pixels around ``centres`` (x, y) and resize them to ``size``."""
+def cut(
+    image: SectionImage, centres: np.ndarray, side: int, size: int, turn: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Cut squares of ``side`` pixels around ``centres`` (x, y) and resize them to ``size``.
+
+    Parameters
+    ----------
+    image
+        Image to cut from.
+    centres
+        Patches × 2, (x, y) in pixels of the image.
+    side
+        Side of a patch in pixels of the image.
+    size
+        Side of the result in pixels.
+    turn
+        Linear map (2 × 2) from the axes of a patch to those of the image, without scale. If ``None`` (default), or if
+        it is nearly the identity, patches are cut along the axes of the image; else they are resampled along their own.
+    """
     from PIL import Image
 
+    turn = np.eye(2) if turn is None else turn
+    along = np.abs(turn - np.eye(2)).max() <= SMALL_TURN
     for x, y in np.floor(centres - side / 2 + 0.5).astype(int):
-        patch = image.region(y, x, side, side)
+        middle = np.array([x, y]) + side / 2
+        patch = image.region(y, x, side, side) if along else _cut_turned(image, middle, side, turn)
         if side != size:
             patch = np.asarray(Image.fromarray(patch).resize((size, size), Image.Resampling.LANCZOS))
         yield patch
+
+
+def _cut_turned(image: SectionImage, centre: np.ndarray, side: int, turn: np.ndarray) -> np.ndarray:
+    """Resample a square of ``side`` pixels around ``centre`` (x, y) along its own axes."""
+    from scipy.ndimage import affine_transform
+
+    reach = np.abs(turn).sum(axis=1) * side / 2
+    corner = np.floor(centre - reach).astype(int) - 2
+    width, height = np.ceil(centre + reach).astype(int) + 2 - corner
+    around = image.region(corner[1], corner[0], height, width).astype(np.float32)
+    # Rows come before columns here, and the middle of pixel i is at i + 0.5.
+    matrix = turn[::-1, ::-1]
+    origin = (centre - corner)[::-1] - matrix @ [(side - 1) / 2, (side - 1) / 2] - 0.5
+    turned = [affine_transform(around[..., i], matrix, origin, (side, side), mode="nearest") for i in range(3)]
+    return np.clip(np.rint(np.stack(turned, axis=-1)), 0, 255).astype(np.uint8)
 
 
 def tissue_fraction(thumbnail: np.ndarray, shape: tuple[int, int], centres: np.ndarray, side: float) -> np.ndarray:

@@ -66,9 +66,10 @@ def embed_patches(
     image
         Image of each section: a mapping from section to image, or one image if there is one section. An image is a
         path (TIFF, pyramidal or not, is read by region; JPEG and PNG are decoded whole), an array rows × columns ×
-        channels, or the name of an image element of the SpatialData object. Sections that are not in the mapping are
-        not changed. If ``None`` (default), the images of ``uns["spatial"][section]``: the file
-        ``metadata["source_image_path"]`` if it exists, else the largest of ``images``.
+        channels (of numpy, dask or zarr), a DataArray, an ``ImageContainer`` of squidpy, or the name of an image
+        element of the SpatialData object, whose transformation may turn, flip and stretch it. Sections that are not in
+        the mapping are not changed. If ``None`` (default), the images of ``uns["spatial"][section]``: the file
+        ``metadata["source_image_path"]`` if it exists and has the full resolution, else the largest of ``images``.
     encoder
         Name of an encoder (see :func:`~strecur.pp.load_encoder`), an :class:`~strecur.pp.Encoder`, or a function from
         patches (patches × 224 × 224 × 3, uint8) to features. ``"texture"`` (default) and ``"efficientnet-lite0"`` need
@@ -116,8 +117,9 @@ def embed_patches(
     TypeError
         If ``encoder`` or ``patches`` is of another type, or ``patches`` has an unknown option.
     ValueError
-        If the scale is unknown, more than 20 % of the spots of a section lie outside its image, or the encoder returns
-        NaN. An error leaves ``adata`` unchanged.
+        If the scale is unknown, an image has channels that are not colours, or another resolution than the scale
+        factors in ``uns["spatial"]`` tell, more than 20 % of the spots of a section lie outside its image, or the
+        encoder returns NaN. An error leaves ``adata`` unchanged.
 
     Examples
     --------
@@ -139,7 +141,7 @@ def embed_patches(
     _anndata.check_free(table, key, default="X_patch")
     sections = _anndata.read_sections(table, _anndata.find_library_key(table, library_key))
     coordinates = read_coordinates(adata, table, spatial_key)
-    sources = find_images(adata, table, image, sections, image_scale=options.image_scale)
+    sources = find_images(adata, table, image, sections, image_scale=options.image_scale, spatial_key=spatial_key)
     jobs = []
     for name, source in sources.items():
         rows = sections.rows(name)
@@ -203,7 +205,7 @@ def _embed_section(
             logger.warning("section %r: the image %s has no colour; is it H&E?", job.name, job.source.label)
         step = max(1, batch_size // to_encode)
         for chunk in (todo[i : i + step] for i in range(0, len(todo), step)):
-            patches = np.stack(list(cut(image, job.centres[chunk], job.side, model.size)))
+            patches = np.stack(list(cut(image, job.centres[chunk], job.side, model.size, job.source.turn)))
             patches = patches if normalize is None else normalize(patches)
             turned = np.stack([[transform_patch(patch, g) for g in range(to_encode)] for patch in patches])
             features = model(turned.reshape(-1, *turned.shape[2:])).reshape(len(chunk), to_encode, -1)

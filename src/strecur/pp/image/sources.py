@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import zlib
 from collections.abc import Mapping
 from contextlib import closing
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from strecur.pp.image.decoding import SectionImage, open_image
+from strecur._anndata import read_array
+from strecur.pp.image.decoding import container_image, is_container, open_image, scales_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,11 +23,20 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from strecur._anndata import Sections
+    from strecur.pp.image.section_image import SectionImage
+
+logger = logging.getLogger("strecur")
 
 VISIUM_PITCH_UM = 100.0
 """Distance between the centres of neighbouring Visium spots."""
 
-CHECKSUM_BYTES = 65_536
+BLOCK_BYTES = 1 << 20
+
+SIZE_TOLERANCE = 0.01
+"""Images are of the same size up to this share: downscaled ones are rounded to whole pixels."""
+
+MAX_DISAGREEMENT_PX = 2.0
+"""Coordinate systems that place the spots further apart than this contradict each other."""
 
 FEW = 500
 """Number of spots from which the units of the coordinates are determined."""
@@ -36,13 +46,60 @@ VISIUM_SPOT_UM = 65.0
 
 
 @dataclass(frozen=True)
+class FullSize:
+    """Size of a full-resolution image as far as it is known from a downscaled one.
+
+    Attributes
+    ----------
+    rows, cols
+        Size in pixels.
+    pixel
+        Size of a pixel of the downscaled image, up to which it is rounded.
+    """
+
+    rows: float
+    cols: float
+    pixel: float
+
+    def times(self, scale: float) -> FullSize:
+        """Return the size of the image at another scale."""
+        return FullSize(self.rows * scale, self.cols * scale, self.pixel * scale)
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Tell whether an image of this shape (rows, columns) can be the one."""
+        return bool(np.allclose(shape, (self.rows, self.cols), rtol=SIZE_TOLERANCE, atol=2 * self.pixel))
+
+
+@dataclass(frozen=True, eq=False)
 class ImageSource:
-    """An image that is not open yet; its pixels are ``scale * obsm["spatial"] + offset``, in the order (x, y)."""
+    """An image that is not open yet, and the place of the spots on it.
+
+    Attributes
+    ----------
+    label
+        Name of the image in messages.
+    source
+        What :func:`~strecur.pp.image.decoding.open_image` opens.
+    to_pixels
+        Affine map (3 × 3) from spot coordinates (x, y) to pixels (x, y) of the image.
+    full_size
+        Size of the image according to ``uns["spatial"]``; ``None`` if unknown.
+    """
 
     label: str
     source: object
-    scale: float = 1.0
-    offset: tuple[float, float] = (0.0, 0.0)
+    to_pixels: np.ndarray
+    full_size: FullSize | None = None
+
+    @property
+    def scale(self) -> float:
+        """Image pixels per unit of the spot coordinates: the geometric mean over both directions."""
+        return float(np.sqrt(abs(np.linalg.det(self.to_pixels[:2, :2]))))
+
+    @property
+    def turn(self) -> np.ndarray:
+        """The linear part (2 × 2) of the map without its scale: rotation, reflection and stretching."""
+        return self.to_pixels[:2, :2] / self.scale
 
     def open(self) -> SectionImage:
         """Open the image."""
@@ -50,24 +107,30 @@ class ImageSource:
 
     def pixels(self, coordinates: np.ndarray) -> np.ndarray:
         """Convert spot coordinates (x, y) to pixels (x, y)."""
-        return coordinates * self.scale + np.asarray(self.offset)
+        return coordinates @ self.to_pixels[:2, :2].T + self.to_pixels[:2, 2]
 
     def checksum(self) -> int:
-        """Return a checksum that identifies the image: of both ends of a file, or of a thumbnail."""
+        """Return a checksum of all of the file, or of all pixels of an image in memory, and of the place of spots."""
+        place = zlib.crc32(self.to_pixels.tobytes())
         if not isinstance(self.source, str | Path):
             with closing(self.open()) as image:
-                return zlib.crc32(image.thumbnail(256).tobytes())
+                return zlib.crc32(str(image.checksum()).encode(), place)
         with Path(self.source).open("rb") as file:
-            head = file.read(CHECKSUM_BYTES)
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - CHECKSUM_BYTES))
-            return zlib.crc32(head + file.read(), size)
+            while block := file.read(BLOCK_BYTES):
+                place = zlib.crc32(block, place)
+        return place
+
+
+def scaled(scale: float) -> np.ndarray:
+    """Return the affine map (3 × 3) that multiplies x and y."""
+    return np.diag([scale, scale, 1.0])
 
 
 def for_section(values: float | Mapping[str, float], name: str, *, argument: str) -> float:
     """Return the number of one section, given one number for all or one per section."""
     if not isinstance(values, Mapping):
         return values
+    values = {str(key): value for key, value in values.items()}
     if name not in values:
         msg = f"{argument} has no entry for section {name!r}; there are {list(values)}"
         raise KeyError(msg)
@@ -81,6 +144,7 @@ def find_images(
     sections: Sections,
     *,
     image_scale: float | Mapping[str, float],
+    spatial_key: str = "spatial",
 ) -> dict[str, ImageSource]:
     """Return the image of each section that has one.
 
@@ -92,54 +156,105 @@ def find_images(
         Its table.
     image
         ``None`` (look in ``uns["spatial"]``), one image, or a mapping from section to image. An image is a path, an
-        array or the name of an image element.
+        array, a container of squidpy, or the name of an image element.
     sections
         Section of each spot.
     image_scale
         Image pixels per unit of the spot coordinates for paths and arrays, one number or one per section.
+    spatial_key
+        Key of ``obsm`` with the spot coordinates.
     """
     elements = getattr(data, "images", {})
+    alone = len(sections.names) == 1
     if image is None:
-        alone = len(sections.names) == 1
         return {name: _from_uns(table, name, alone=alone, elements=list(elements)) for name in sections.names}
-    if not isinstance(image, Mapping):
+    found = {}
+    for name, source in _by_section(image, sections).items():
+        named = [k for k in elements if source is elements[k] or (isinstance(source, str) and k == source)]
+        if named:
+            found[name] = _from_element(data, table, named[0], sections.rows(name), spatial_key)
+            continue
+        if elements and isinstance(source, str | Path) and not Path(source).is_file():
+            msg = f"image {str(source)!r} is neither a file nor an image element; there are {list(elements)}"
+            raise KeyError(msg)
+        scale = float(for_section(image_scale, name, argument="image_scale"))
+        # The size is known of what lies below obsm["spatial"].
+        library = find_library(table, name, alone=alone)[1] if spatial_key == "spatial" else {}
+        found[name] = _given(source, name, scale, full_size(library))
+    return found
+
+
+def _by_section(image: Any, sections: Sections) -> dict[str, Any]:
+    """Return the images by the names of their sections, which must exist."""
+    if not isinstance(image, Mapping) or hasattr(image, "dims"):  # xarray has mappings that are images
         if len(sections.names) > 1:
             msg = (
                 f"one image for {len(sections.names)} sections; pass a mapping {{section: image}} for {sections.names}"
             )
             raise ValueError(msg)
-        image = {sections.names[0]: image}
+        return {sections.names[0]: image}
     unknown = sorted({str(name) for name in image} - set(sections.names))
     if unknown:
         msg = f"image names {unknown}, which are not sections; there are {sections.names}"
         raise KeyError(msg)
-    found = {}
-    for name, source in ((str(name), source) for name, source in image.items()):
-        if isinstance(source, str) and source in elements:
-            found[name] = _from_element(data, table, source, sections.rows(name))
-            continue
-        scale = float(for_section(image_scale, name, argument="image_scale"))
-        if not isinstance(source, str | Path):
-            found[name] = ImageSource(f"array {np.shape(source)}", source, scale)
-        elif elements and not Path(source).is_file():
-            msg = f"image {str(source)!r} is neither a file nor an image element; there are {list(elements)}"
-            raise KeyError(msg)
-        else:
-            found[name] = ImageSource(Path(source).name, source, scale)
-    return found
+    return {str(name): source for name, source in image.items()}
 
 
-def _library(table: AnnData, name: str, *, alone: bool) -> tuple[str, Mapping]:
+def _given(source: Any, name: str, scale: float, size: FullSize | None) -> ImageSource:
+    """Return an image that the caller passes: a path, an array, a container of squidpy or an element."""
+    size = None if size is None else size.times(scale)
+    if isinstance(source, str | Path):
+        return ImageSource(Path(source).name, source, scaled(scale), size)
+    if is_container(source):
+        label = f"container of section {name!r}"
+        layer = container_image(source, label=label, section=name)
+        return ImageSource(label, layer, scaled(scale) @ _of_container(source))
+    if "transform" in getattr(scales_of(source)[0], "attrs", {}):
+        return ImageSource("image element", source, scaled(scale) @ _to_pixels(None, source, "the given one"))
+    label = f"array {tuple(source.shape)}" if hasattr(source, "shape") else type(source).__name__
+    return ImageSource(label, source, scaled(scale), size)
+
+
+def _of_container(container: Any) -> np.ndarray:
+    """Return the map from spot coordinates to the pixels of a container of squidpy, which may be a scaled crop."""
+    attributes = container.data.attrs
+    matrix = scaled(float(attributes.get("scale", 1.0)))
+    if attributes.get("coords") is not None:
+        matrix[0, 2] -= attributes["coords"].x0 - attributes["padding"].x_pre
+        matrix[1, 2] -= attributes["coords"].y0 - attributes["padding"].y_pre
+    return matrix
+
+
+def find_library(table: AnnData, name: str, *, alone: bool) -> tuple[str, Mapping]:
     """Return name and entry of a section in ``uns["spatial"]``; a single entry fits a single section of any name."""
-    libraries = table.uns.get("spatial", {})
+    libraries = {str(key): library for key, library in table.uns.get("spatial", {}).items()}
     if name not in libraries and alone and len(libraries) == 1:
         name = next(iter(libraries))
-    return name, libraries.get(name, {})
+    library = libraries.get(name, {})
+    return name, library if isinstance(library, Mapping) else {}
+
+
+def image_scales(library: Mapping) -> dict[str, float]:
+    """Return pixels per unit of the spot coordinates of the images of a library that have a scale factor."""
+    factors = library.get("scalefactors", {})
+    return {
+        k: float(factors[f"tissue_{k}_scalef"]) for k in library.get("images", {}) if f"tissue_{k}_scalef" in factors
+    }
+
+
+def full_size(library: Mapping) -> FullSize | None:
+    """Return the size of the full-resolution image of a library; ``None`` if unknown."""
+    scales = image_scales(library)
+    if not scales:
+        return None
+    best = max(scales, key=scales.__getitem__)
+    n_rows, n_cols = np.shape(library["images"][best])[:2]
+    return FullSize(n_rows, n_cols, 1.0).times(1 / scales[best])
 
 
 def _from_uns(table: AnnData, name: str, *, alone: bool, elements: list[str]) -> ImageSource:
     """Find the image in ``uns["spatial"]``: the full-resolution file if it exists, else the largest one."""
-    name, library = _library(table, name, alone=alone)
+    name, library = find_library(table, name, alone=alone)
     if not library:
         there = f"there are {list(table.uns.get('spatial', {}))}" + (
             f" and the image elements {elements}" * bool(elements)
@@ -147,10 +262,9 @@ def _from_uns(table: AnnData, name: str, *, alone: bool, elements: list[str]) ->
         msg = f"no image: adata.uns['spatial'] has no {name!r}; {there}. Pass image=..."
         raise KeyError(msg)
     path = library.get("metadata", {}).get("source_image_path")
-    if path is not None and Path(str(path)).is_file():
-        return ImageSource(Path(str(path)).name, str(path))
-    factors, images = library.get("scalefactors", {}), library.get("images", {})
-    scales = {k: float(factors[f"tissue_{k}_scalef"]) for k in images if f"tissue_{k}_scalef" in factors}
+    if path is not None and Path(str(path)).is_file() and _is_full_image(Path(str(path)), library):
+        return ImageSource(Path(str(path)).name, str(path), scaled(1.0))
+    factors, images, scales = library.get("scalefactors", {}), library.get("images", {}), image_scales(library)
     if not scales:
         msg = (
             f"adata.uns['spatial'][{name!r}] has no image with a scale factor; there are the images {list(images)} "
@@ -160,23 +274,34 @@ def _from_uns(table: AnnData, name: str, *, alone: bool, elements: list[str]) ->
         )
         raise KeyError(msg)
     best = max(scales, key=scales.__getitem__)
-    return ImageSource(f"uns['spatial'][{name!r}]['images'][{best!r}]", images[best], scales[best])
+    return ImageSource(f"uns['spatial'][{name!r}]['images'][{best!r}]", images[best], scaled(scales[best]))
 
 
-def _from_element(sdata: SpatialData, table: AnnData, element: str, rows: np.ndarray) -> ImageSource:
-    """Find an image element, and SpatialData's transformation from the spots to its pixels."""
-    matrix = _to_pixels(_element_of_coordinates(sdata, table, element, rows), sdata.images[element], element)
-    scale = matrix[0, 0]
-    if scale <= 0 or not np.allclose(matrix[:2, :2], scale * np.eye(2), rtol=0.01, atol=0.01 * abs(scale)):
-        msg = (
-            f"image {element!r} is rotated, flipped or stretched against the spots ({matrix[:2, :2].tolist()}); "
-            "transform it to their coordinate system first"
+def _is_full_image(path: Path, library: Mapping) -> bool:
+    """Tell whether a file has the full resolution according to the downscaled image, and warn if not."""
+    size = full_size(library)
+    if size is None:
+        return True
+    with closing(open_image(path, label=path.name)) as image:
+        shape = image.shape
+    if not size.fits(shape):
+        logger.warning(
+            "%s has %d × %d pixels (columns × rows), but the full-resolution image has %.0f × %.0f according to the "
+            "scale factors; the image in uns['spatial'] is used. Pass image and patches={'image_scale': ...} to use it",
+            *(path.name, *shape[::-1], size.cols, size.rows),
         )
-        raise ValueError(msg)
-    return ImageSource(f"images[{element!r}]", sdata.images[element], float(scale), tuple(matrix[:2, 2]))
+    return size.fits(shape)
 
 
-def _element_of_coordinates(sdata: SpatialData, table: AnnData, element: str, rows: np.ndarray) -> object:
+def _from_element(sdata: SpatialData, table: AnnData, element: str, rows: np.ndarray, spatial_key: str) -> ImageSource:
+    """Find an image element, and SpatialData's transformation from the spots to its pixels."""
+    frame = _element_of_coordinates(sdata, table, element, rows, spatial_key)
+    return ImageSource(f"images[{element!r}]", sdata.images[element], _to_pixels(frame, sdata.images[element], element))
+
+
+def _element_of_coordinates(
+    sdata: SpatialData, table: AnnData, element: str, rows: np.ndarray, spatial_key: str
+) -> object:
     """Return the element in whose units the spot coordinates are; ``None`` if the table annotates no element."""
     attributes = table.uns.get("spatialdata_attrs")
     if attributes is None:
@@ -186,19 +311,21 @@ def _element_of_coordinates(sdata: SpatialData, table: AnnData, element: str, ro
         msg = f"the spots of image {element!r} belong to several regions, {list(regions)}; pass library_key"
         raise ValueError(msg)
     region = sdata[regions[0]]
-    if regions[0] not in sdata.labels or "spatial" not in table.obsm:
+    if spatial_key not in table.obsm:
         return region
     # Cells of Xenium annotate labels, in pixels, but their coordinates and outlines are in µm.
     rows = rows[:: max(1, len(rows) // FEW)]
-    few, xy = table.obs.iloc[rows], np.asarray(table.obsm["spatial"], dtype=float)[rows, :2]
-    if _lie_on_labels(region, few[attributes["instance_key"]].to_numpy(), xy):
+    few, xy = table.obs.iloc[rows], read_array(table, spatial_key)[rows, :2]
+    instances = few[attributes["instance_key"]].to_numpy()
+    lie = _lie_on_labels if regions[0] in sdata.labels else _lie_at_shapes
+    if lie(region, instances, xy):
         return region
     for shapes in sdata.shapes.values():
         if any(_lie_at_shapes(shapes, names, xy) for names in (few.index, *(few[c].to_numpy() for c in few))):
             return shapes
     msg = (
-        f"the units of obsm['spatial'] are unknown: the spots annotate the labels {regions[0]!r}, but do not lie on "
-        f"them, nor at the shapes {list(sdata.shapes)}; give the image as an array or path, with image_scale"
+        f"the units of obsm[{spatial_key!r}] are unknown: the spots annotate the element {regions[0]!r}, but do not "
+        f"lie on it, nor at the shapes {list(sdata.shapes)}; give the image as an array or path, with image_scale"
     )
     raise ValueError(msg)
 
@@ -222,22 +349,42 @@ def _lie_at_shapes(shapes: GeoDataFrame, names: Sequence, xy: np.ndarray) -> boo
         return False
     centroids = shapes.geometry.iloc[position[known]].centroid
     away = np.linalg.norm(np.column_stack([centroids.x, centroids.y]) - xy[known], axis=1)
-    return bool(np.median(away) <= 0.05 * np.ptp(xy[known], axis=0).max())
+    # A single spot has no extent but that of its shape.
+    own = shapes["radius"] if "radius" in shapes else np.sqrt(shapes.geometry.area)
+    tolerance = max(0.05 * np.ptp(xy[known], axis=0).max(), float(np.median(own.iloc[position[known]])))
+    return bool(np.median(away) <= tolerance)
 
 
-def _to_pixels(frame: object, image: object, element: str) -> np.ndarray:
-    """Return the affine map (3 × 3, of x and y) from the units of an element to the pixels of an image."""
+def _to_pixels(frame: object, image: Any, element: str) -> np.ndarray:
+    """Return the affine map (3 × 3, of x and y) from the units of an element to the pixels of an image.
+
+    Readers put both into several coordinate systems, which have to agree.
+    """
     from spatialdata.transformations import Identity, get_transformation
 
     axes = ("x", "y"), ("x", "y")
     spots = {"global": Identity()} if frame is None else get_transformation(frame, get_all=True)
     pixels = get_transformation(image, get_all=True)
-    # Readers put both into several systems, which agree.
-    shared = next((system for system in pixels if system in spots), None)
-    if shared is None:
+    maps = {
+        system: np.linalg.inv(pixels[system].to_affine_matrix(*axes)) @ spots[system].to_affine_matrix(*axes)
+        for system in pixels
+        if system in spots
+    }
+    if not maps:
         msg = f"image {element!r} is in the coordinate systems {list(pixels)}, the spots are in {list(spots)}"
         raise ValueError(msg)
-    return np.linalg.inv(pixels[shared].to_affine_matrix(*axes)) @ spots[shared].to_affine_matrix(*axes)
+    first, *others = maps.values()
+    width, height = (scales_of(image)[0].sizes[axis] for axis in ("x", "y"))
+    corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], dtype=float).T
+    apart = max((np.abs((other @ np.linalg.inv(first) - np.eye(3)) @ corners).max() for other in others), default=0.0)
+    if apart > MAX_DISAGREEMENT_PX:
+        msg = (
+            f"image {element!r} and the spots share the coordinate systems {list(maps)}, in which the spots lie up to "
+            f"{apart:.0f} pixels apart; keep the right one: spatialdata.transformations.remove_transformation(sdata"
+            f"[{element!r}], to_coordinate_system=...)"
+        )
+        raise ValueError(msg)
+    return first
 
 
 def read_mpp(table: AnnData, name: str, rows: np.ndarray, coordinates: np.ndarray, *, alone: bool) -> float | None:
@@ -246,7 +393,7 @@ def read_mpp(table: AnnData, name: str, rows: np.ndarray, coordinates: np.ndarra
     ``microns_per_pixel`` is used as it is. Other Space Ranger output (with ``fiducial_diameter_fullres``) is measured
     on the 100 µm between neighbouring spots or, without array positions, on the spot diameter.
     """
-    _, library = _library(table, name, alone=alone)
+    _, library = find_library(table, name, alone=alone)
     factors = library.get("scalefactors", {})
     if "microns_per_pixel" in factors:
         return float(factors["microns_per_pixel"])

@@ -44,7 +44,7 @@ def tile_image(
     ----------
     image
         Path (TIFF, pyramidal or not, is read by region; JPEG and PNG are decoded whole), array rows × columns ×
-        channels, or image element of a SpatialData object.
+        channels, ``ImageContainer`` of squidpy, or image element of a SpatialData object.
     pitch_um
         Distance between neighbouring spots in micrometres; needs ``mpp``.
     pitch_px
@@ -76,7 +76,8 @@ def tile_image(
     FileNotFoundError, OSError
         If the image does not exist or is damaged.
     ValueError
-        If the pitch is unknown or does not fit the image, or no tissue is found.
+        If the pitch is unknown or does not fit the image, no tissue is found, or the image has channels that are not
+        colours.
 
     Examples
     --------
@@ -122,7 +123,7 @@ def tile_image(
         },
         index=[f"{name}_{row}x{col}" for row, col in grid],
     )
-    scalefactors = {"tissue_hires_scalef": thumbnail.shape[0] / shape[0], "spot_diameter_fullres": pitch}
+    scalefactors = {"tissue_hires_scalef": max(thumbnail.shape) / max(shape), "spot_diameter_fullres": pitch}
     if mpp is not None:
         scalefactors["microns_per_pixel"] = float(mpp)
     metadata = {} if path is None else {"source_image_path": str(path.resolve())}
