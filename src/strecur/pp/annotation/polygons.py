@@ -197,7 +197,7 @@ def layer_of_table(frame: pd.DataFrame, name: str) -> tuple[list[np.ndarray], di
     axes = [key for key in frame if str(key).startswith("axis-")]
     shapes = frame.groupby(pd.to_numeric(frame["index"]), sort=True)
     first = shapes.first()
-    features = first.drop(columns=[*axes, "shape-type", "vertex-index"])
+    features = first.drop(columns=[*axes, "index", "shape-type", "vertex-index"])
     data = [shape[axes].to_numpy(dtype=float) for _, shape in shapes]
     return data, {"name": name, "shape_type": first["shape-type"].tolist(), "features": features}
 
@@ -222,19 +222,16 @@ def read_shapes(
     shapes: GeoDataFrame, *, label_key: str | None, annotator_key: str | None, annotator: str, label: str
 ) -> Regions:
     """Read polygons or circles with a column of labels."""
-    from spatialdata import to_polygons
-
     if shapes.empty:
         msg = f"{label} has no shapes"
         raise ValueError(msg)
-    if "radius" in shapes:
-        shapes = to_polygons(shapes)
+    circles = "radius" in shapes and (shapes.geom_type == "Point").all()
     columns = [str(key) for key in shapes if key not in ("geometry", "radius", annotator_key)]
     wanted = choose_column(columns, label_key, label=label)
     if annotator_key is not None:
         require_column(list(shapes), annotator_key, label=label, argument="annotator_key")
     return collect(
-        list(shapes.geometry),
+        list(shapes.buffer(shapes["radius"]) if circles else shapes.geometry),
         {
             "label": shapes[wanted].tolist(),
             "annotator": [annotator] * len(shapes) if annotator_key is None else shapes[annotator_key].astype(str),
