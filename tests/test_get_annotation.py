@@ -185,6 +185,17 @@ def test_geojson_is_what_qupath_reads(tmp_path):
     assert adata.uns["annotation_colors"] == adata.uns["domain_colors"]
 
 
+def test_labels_without_confidence(tmp_path):
+    adata = section("hex")
+    label(adata)
+    adata.obs.loc[adata.obs["domain"] == "D1", "domain_confidence"] = np.nan
+    st.get.write_annotation(adata, tmp_path / "a.geojson", "domain")
+    text = (tmp_path / "a.geojson").read_text()
+    measured = {f["properties"]["name"]: f["properties"]["measurements"] for f in json.loads(text)["features"]}
+    assert "NaN" not in text
+    assert {name for name, values in measured.items() if "Mean confidence" in values} == {"D0", "D2"}
+
+
 @pytest.mark.parametrize("names", ["{}-1", "{}-1-S1", "S1_{}-1", "{}", "S1_{}"])
 def test_loupe_csv_has_barcodes_of_space_ranger(tmp_path, names):
     adata = section("hex")

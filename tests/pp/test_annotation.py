@@ -156,6 +156,13 @@ def test_spots_are_found_by_a_column_of_obs():
     assert labels(adata) == half(adata)
 
 
+def test_a_table_of_empty_labels_raises():
+    adata = lattice()
+    with pytest.raises(ValueError, match="no spot would be labelled"):
+        st.pp.read_annotation(adata, pd.DataFrame({"Barcode": adata.obs_names, "label": ""}))
+    assert list(adata.obs) == list(lattice().obs)
+
+
 def test_index_of_a_dataframe_and_numbers_as_labels():
     adata = lattice()
     st.pp.read_annotation(adata, pd.DataFrame({"cluster": np.arange(60.0) % 12}, index=adata.obs_names))
@@ -241,6 +248,7 @@ def test_features_that_cannot_be_used_are_reported(tmp_path):
         {"type": "Feature", "geometry": mapping(Point(1, 2)), "properties": {"name": "a point"}},
         {"type": "Feature", "geometry": mapping(RIGHT), "properties": {"name": "no class"}},
         {"type": "Feature", "geometry": None, "properties": {"name": "nothing"}},
+        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0]]]}, "properties": {"name": "open"}},
         {"type": "Feature", "geometry": mapping(RIGHT), "properties": {"name": "a cell", "objectType": "cell"}},
         {
             **features[0],
@@ -254,10 +262,44 @@ def test_features_that_cannot_be_used_are_reported(tmp_path):
     assert dict(adata.uns["annotation"]["unmatched"][["entry", "reason"]].to_numpy().tolist()) == {
         "a point": "is not a polygon with an area",
         "no class": "has no label",
-        "nothing": "has no geometry",
+        "nothing": "has no valid geometry",
+        "open": "has no valid geometry",
         "a cell": "is of type 'cell'; export annotations only",
         "away": "contains no spot",
     }
+
+
+JSON = some.recursive(
+    some.none() | some.integers(-5, 5) | some.floats() | some.text(max_size=3),
+    lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+PROPERTIES = some.fixed_dictionaries(
+    {}, optional={"classification": JSON, "objectType": JSON, "name": JSON, "metadata": JSON}
+)
+CLASSES = some.fixed_dictionaries({}, optional={"name": JSON, "names": JSON, "color": JSON, "colorRGB": JSON})
+GEOMETRIES = some.fixed_dictionaries({"type": some.sampled_from(["Polygon", "Point", "?"]), "coordinates": JSON})
+FEATURES = some.fixed_dictionaries(
+    {},
+    optional={
+        "geometry": JSON | GEOMETRIES | some.just(mapping(LEFT)),
+        "properties": JSON | PROPERTIES | some.fixed_dictionaries({"classification": CLASSES}),
+    },
+)
+
+
+@settings(IN_A_FOLDER, max_examples=200)
+@given(content=JSON | some.lists(FEATURES, max_size=3) | some.fixed_dictionaries({"features": some.lists(FEATURES)}))
+def test_damaged_geojson_raises_or_is_reported(tmp_path, content):
+    adata, path = lattice(), tmp_path / "a.geojson"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    try:
+        st.pp.read_annotation(adata, path)
+    except ValueError as error:
+        assert "a.geojson" in str(error) or "labelled polygon" in str(error) or "lies in a polygon" in str(error)  # noqa: PT017
+        assert "annotation" not in adata.obs
+    else:
+        assert set(labels(adata)) - {None}
 
 
 def test_labels_and_annotators_from_properties(tmp_path):

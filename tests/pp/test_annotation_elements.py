@@ -112,6 +112,13 @@ def test_a_file_for_a_spatialdata(tmp_path):
     assert table.obs["annotation"].tolist() == table.obs["side"].tolist()
 
 
+def test_elements_take_no_scale():
+    sdata = visium("S1")
+    sdata["halves"] = halves()
+    with pytest.raises(ValueError, match="is for polygons without transformation"):
+        st.pp.read_annotation(sdata, "halves", scale="um")
+
+
 def test_names_that_do_not_exist():
     sdata = visium("S1")
     with pytest.raises(FileNotFoundError, match=r"no file 'halfs', nor such shapes; there are \['S1'\]"):

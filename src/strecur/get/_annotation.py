@@ -282,8 +282,8 @@ def _outline(table: AnnData, key: str, section: Section, xy: np.ndarray) -> GeoD
     colors = category_colors(table, key, section.names)
     found = {"label": names, "n_spots": [int((section.labels == name).sum()) for name in names]}
     if f"{key}_confidence" in table.obs:
-        confidence = table.obs[f"{key}_confidence"].to_numpy(dtype=float)[section.rows]
-        found["confidence"] = [float(np.nanmean(confidence[section.labels == name])) for name in names]
+        confidence = table.obs[f"{key}_confidence"].iloc[section.rows].reset_index(drop=True)
+        found["confidence"] = [float(confidence[section.labels == name].mean()) for name in names]
     found["color"] = [colors[name] for name in names]
     return GeoDataFrame(found, geometry=[dissolved[name] for name in names])
 
@@ -300,7 +300,7 @@ def _write_qupath(path: Path, shapes: GeoDataFrame) -> None:
     features = []
     for _, row in shapes.iterrows():
         measurements = {"Number of spots": row["n_spots"]}
-        if "confidence" in row:
+        if np.isfinite(row.get("confidence", np.nan)):
             measurements["Mean confidence"] = round(row["confidence"], 4)
         rgb = [int(row["color"][i : i + 2], 16) for i in (1, 3, 5)]
         properties = {

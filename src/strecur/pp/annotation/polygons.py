@@ -73,20 +73,19 @@ def join(parts: Sequence[Regions]) -> Regions:
 
 def read_geojson(path: Path, *, label_key: str | None, annotator_key: str | None, annotator: str) -> Regions:
     """Read the annotations of a GeoJSON file as QuPath exports them: a FeatureCollection, or a list of features."""
-    import shapely.geometry
-
-    features = _features_of(path)
     kept, skipped = [], []
-    for position, feature in enumerate(features):
-        properties = feature.get("properties") or {}
+    for position, feature in enumerate(_features_of(path)):
+        properties = feature.get("properties")
+        properties = properties if isinstance(properties, Mapping) else {}
         kind = properties.get("objectType", "annotation")
         name = str(properties.get("name") or f"{path.name}: {kind} {position + 1}")
-        if not feature.get("geometry"):
-            skipped.append((name, "has no geometry"))
+        geometry = _geometry_of(feature.get("geometry"))
+        if geometry is None:
+            skipped.append((name, "has no valid geometry"))
         elif kind != "annotation":
             skipped.append((name, f"is of type {kind!r}; export annotations only"))
         else:
-            kept.append((shapely.geometry.shape(feature["geometry"]), properties, name))
+            kept.append((geometry, properties, name))
     for argument, key in (("label_key", label_key), ("annotator_key", annotator_key)):
         if key is not None and not any(key in _flat(properties) for _, properties, _ in kept):
             there = sorted({name for _, properties, _ in kept for name in _flat(properties)})
@@ -124,12 +123,23 @@ def _features_of(path: Path) -> list[dict[str, Any]]:
     return content
 
 
+def _geometry_of(geometry: Any) -> BaseGeometry | None:
+    """Return the geometry of a feature, ``None`` if it has none or a damaged one."""
+    import shapely.geometry
+
+    try:
+        return shapely.geometry.shape(geometry)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, shapely.errors.ShapelyError):
+        return None
+
+
 def _class_of(properties: Mapping[str, Any]) -> object:
     """Return the class of a QuPath object; a derived class is written ``"Tumor: Positive"``."""
     found = properties.get("classification")
     if isinstance(found, Mapping):
-        return found.get("name") or ": ".join(map(str, found.get("names", []))) or None
-    return found
+        names = found.get("names")
+        found = found.get("name") or (": ".join(map(str, names)) if isinstance(names, list) else None)
+    return found if isinstance(found, str) else None
 
 
 def _color_of(classification: object) -> str | None:
@@ -139,7 +149,9 @@ def _color_of(classification: object) -> str | None:
     color = classification.get("color")
     if isinstance(classification.get("colorRGB"), int):
         color = list((classification["colorRGB"] & 0xFFFFFF).to_bytes(3, "big"))
-    return None if not isinstance(color, list) else "#{:02X}{:02X}{:02X}".format(*color[:3])
+    if not isinstance(color, list) or len(color) < 3 or not all(isinstance(c, int) and 0 <= c < 256 for c in color):
+        return None
+    return "#{:02X}{:02X}{:02X}".format(*color[:3])
 
 
 def _flat(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,9 @@ def read_section(
             known = known_scales(table, name, rows, xy, alone=len(sections.names) == 1)
             factor = scale_of(scale, name, known)
         else:
+            if (scale.get(name, 1.0) if isinstance(scale, Mapping) else scale) != 1.0:
+                msg = f"scale={scale!r} is for polygons without transformation; shapes elements have one of their own"
+                raise ValueError(msg)
             xy = centroids(data, table, rows, system=system)
         _add_regions(found, regions, xy, rows, name, factor=factor, known=known)
     return found
