@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from geopandas import GeoDataFrame
 
-IN_A_FOLDER = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+IN_A_FOLDER = settings(
+    deadline=None, max_examples=20, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 CELL = {"hex": np.sqrt(3) / 2, "square": 1.0, "staggered": 1.0}
 
 

@@ -17,7 +17,9 @@ from shapely.geometry import MultiPolygon, Point, Polygon, box, mapping
 import strecur as st
 
 BARCODES = ["".join(letters) for letters in np.random.default_rng(0).choice(list("ACGT"), (60, 16))]
-IN_A_FOLDER = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+IN_A_FOLDER = settings(
+    deadline=None, max_examples=30, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def lattice(n_rows: int = 6, n_cols: int = 10, *, section: str = "S1", pitch: float = 100.0) -> ad.AnnData:

@@ -195,6 +195,10 @@ def write_annotation(
     table_key
         Table to use if ``adata`` is a SpatialData with several.
 
+    Returns
+    -------
+    ``None``; ``adata`` is not changed.
+
     Raises
     ------
     KeyError
