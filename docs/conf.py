@@ -103,6 +103,7 @@ NumpyDocstring._parse_attribute_docstring = keep_attribute
 
 INVENTORIES = {
     "anndata": "https://anndata.readthedocs.io/en/stable/",
+    "geopandas": "https://geopandas.org/en/stable/",
     "matplotlib": "https://matplotlib.org/stable/",
     "numpy": "https://numpy.org/doc/stable/",
     "pandas": "https://pandas.pydata.org/pandas-docs/stable/",
@@ -130,6 +131,7 @@ intersphinx_mapping = {name: (url, None) for name, url in INVENTORIES.items() if
 # Type hints name the module that defines a class; inventories use the one that users import it from.
 PUBLIC_NAMES = {
     "anndata._core.anndata.AnnData": "anndata.AnnData",
+    "geopandas.geodataframe.GeoDataFrame": "geopandas.GeoDataFrame",
     "matplotlib.axes._axes.Axes": "matplotlib.axes.Axes",
     "np.ndarray": "numpy.ndarray",
     "pandas.core.frame.DataFrame": "pandas.DataFrame",

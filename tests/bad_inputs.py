@@ -5,6 +5,7 @@ The page on errors of the documentation is made from it (``page``).
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from strecur.nn import WindowedConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from anndata import AnnData
 
@@ -248,6 +250,30 @@ def subset_of_labels(adata: AnnData) -> AnnData:
     return kept
 
 
+def file(name: str, text: str) -> Callable:
+    """Return a function that writes a file and returns its path."""
+
+    def write() -> Path:
+        path = world.scratch() / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def geojson(name: str, *features: tuple[str, object, dict]) -> Callable:
+    """Write a FeatureCollection from type and coordinates of each geometry, and properties."""
+    entries = [
+        {"type": "Feature", "geometry": {"type": kind, "coordinates": xy}, "properties": properties}
+        for kind, xy, properties in features
+    ]
+    return file(name, json.dumps({"type": "FeatureCollection", "features": entries}))
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[list[list[float]]]:
+    return [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]]
+
+
 # Right results
 
 
@@ -290,6 +316,7 @@ def as_expected(result: object, _first: object, expected: object) -> bool:
 # What every function that takes sections has in common
 
 WITH_LIBRARY_KEY = [
+    *("pp.read_annotation", "get.annotation", "get.outlines", "get.write_annotation"),
     *("pp.to_grid", "pp.embed_patches", "pp.fit_stain_reference", "pp.high_mean_high_variance_genes"),
     *("tl.train_domains", "tl.trm_domains", "tl.train_expression", "tl.predict_expression", "tl.calibrate"),
     *("tl.calibrate_expression", "tl.calibrate_halting", "tl.recursion_sweep", "tl.landscape"),
@@ -301,7 +328,10 @@ TAKES_MODEL = [
     *("tl.trm_domains", "tl.predict_expression", "tl.calibrate", "tl.calibrate_expression", "tl.calibrate_halting"),
     *("tl.recursion_sweep", "tl.landscape"),
 ]
-WRITES = ["pp.to_grid", "pp.embed_patches", "tl.trm_domains", "tl.predict_expression", "tl.cluster_latent"]
+WRITES = [
+    *("pp.to_grid", "pp.read_annotation", "pp.embed_patches", "tl.trm_domains", "tl.predict_expression"),
+    "tl.cluster_latent",
+]
 OF_DOMAINS = ["tl.trm_domains", "tl.calibrate", "tl.calibrate_halting", "tl.recursion_sweep", "tl.landscape"]
 OF_EXPRESSION = ["tl.train_expression", "tl.predict_expression", "tl.calibrate_expression"]
 
@@ -607,6 +637,66 @@ succeeds(CLUSTER, "a latent of zeros in one spot", "clusters of all spots", lamb
 
 # get and pl
 
+READ, ALONE = "pp.read_annotation", {"annotator_key": None}
+TUMOUR = {"classification": {"name": "tumour"}}
+WHOLE = rectangle(0, 0, 5000, 5000)
+HERE = geojson("here.geojson", ("Polygon", WHOLE, TUMOUR))
+
+
+def of_first(make: Callable) -> Callable:
+    """Return the annotation of the first section."""
+    return lambda: {"S1": make()}
+
+
+raises(READ, "a number as source", TypeError, "pass a Loupe CSV", source=5)
+raises(READ, "a file that does not exist", FileNotFoundError, "there is no file", source="nowhere.csv")
+raises(READ, "a file of an unknown form", ValueError, "is of a form that is not known (.xml)", source=file("a.xml", "<a/>"))
+raises(READ, "an empty table", ValueError, "is empty; a table has a header", source=file("empty.csv", ""))
+raises(READ, "a table without header", ValueError, "its first line has to name the columns", source=file("headless.csv", "AAACAAGTATCTCCCA-1,tumour\n"))
+raises(READ, "a table with a header only", ValueError, "but no rows", source=file("header.csv", "Barcode,label\n"))
+raises(READ, "a table with several columns that may be labels", ValueError, "name the one with the labels: label_key", source=file("two.csv", "Barcode,a,b\nS1_1x5,x,y\n"), **ALONE)
+raises(READ, "a column of labels that does not exist", KeyError, "there are ['label']", label_key="layer")
+raises(READ, "a column of annotators that does not exist", KeyError, "there are ['barcode'", annotator_key="who")
+raises(READ, "a table of other spots", ValueError, "adata.obs_names are ['S1_1x5'", source=file("other.csv", "Barcode,label\nAAACAAGTATCTCCCA-1,tumour\n"), **ALONE)
+raises(READ, "a table of other sections", ValueError, "expected ['S1', 'S2', 'S3']", source=lambda: world.annotation().assign(section="S9"))
+raises(READ, "two labels for one spot", ValueError, "name their column with annotator_key", source=file("twice.csv", "Barcode,label\nS1_1x5,x\nS1_1x5,y\n"), **ALONE)
+raises(READ, "names of spots that repeat", ValueError, "obs_names_make_unique", same_names)
+raises(READ, "a section that does not exist", KeyError, "For several annotators", source=lambda: {"anna": world.annotation()})
+raises(READ, "an empty mapping", ValueError, "source is empty", source=lambda: {})
+raises(READ, "an empty list", ValueError, "an empty list is no annotation", source=lambda: [])
+raises(READ, "polygons for several sections", ValueError, "pass a mapping {section: source}", source=HERE, **ALONE)
+raises(READ, "an empty GeoJSON", ValueError, "is empty; export the annotations again", source=of_first(file("empty.geojson", "")), **ALONE)
+raises(READ, "a damaged GeoJSON", ValueError, "is not valid JSON", source=of_first(file("cut.geojson", '{"type": ')), **ALONE)
+raises(READ, "JSON of another kind", ValueError, "is JSON, but not GeoJSON", source=of_first(file("other.json", '{"scale": 1}')), **ALONE)
+raises(READ, "a GeoJSON without features", ValueError, "were the annotations selected", source=of_first(geojson("none.geojson")), **ALONE)
+raises(READ, "polygons without class", ValueError, "each has no label", source=of_first(geojson("plain.geojson", ("Polygon", WHOLE, {}))), **ALONE)
+raises(READ, "points in place of polygons", ValueError, "each is not a polygon with an area", source=of_first(geojson("points.geojson", ("Point", [1, 2], TUMOUR))), **ALONE)
+raises(READ, "a property of labels that does not exist", KeyError, "there are ['classification']", source=of_first(HERE), label_key="layer", **ALONE)
+raises(READ, "polygons of another place", ValueError, "check that they belong to this section", source=of_first(geojson("away.geojson", ("Polygon", rectangle(9e6, 9e6, 9.1e6, 9.1e6), TUMOUR))), **ALONE)
+raises(READ, "polygons in pixels of a downscaled image", ValueError, "with scale='hires'", source=of_first(geojson("hires.geojson", ("Polygon", rectangle(80, 75, 250, 260), TUMOUR))), **ALONE)
+raises(READ, "a scale of 0", ValueError, "scale=0 must be positive", scale=0)
+raises(READ, "a unit that does not exist", ValueError, "one of ['um', 'hires', 'lowres']", scale="mm")
+raises(READ, "a unit whose scale is not known", ValueError, "only ['hires']", source=of_first(HERE), scale="um", **ALONE)
+raises(READ, "a scale for other sections", KeyError, "scale has no entry for section 'S1'", source=of_first(HERE), scale={"S2": 1.0}, **ALONE)
+raises(READ, "a negative `border`", ValueError, "border=-1 must not be negative", border=-1)
+raises(READ, "a `border` as wide as the section", ValueError, "leaves none", border=100)
+raises(READ, "polygons for spots without coordinates", KeyError, "spatial_key names", drop("obsm", "spatial"), source=of_first(HERE), **ALONE)
+raises(READ, "`key_added` names a column of the user", ValueError, "choose another key_added", key_added="domain")
+succeeds(READ, "annotators who agree on nothing in some spots", "these spots are missing", lambda _r, a, _e: a.uns["annotation"]["sections"]["n_disputed"].sum() == (a.obs["annotation_agreement"].eq(0.5) & a.obs["annotation"].isna()).sum() > 0)
+succeeds(READ, "one polygon around a section", "all spots of that section have its class", lambda _r, a, _e: (a.obs["annotation"].eq("tumour") == (a.obs["section"] == "S1")).all(), source=of_first(HERE), **ALONE)
+
+for name in ("get.annotation", "get.outlines", "get.write_annotation"):
+    raises(name, "a missing column of labels", KeyError, "strecur.pp.read_annotation", key="layer")
+for name in ("get.outlines", "get.write_annotation"):
+    raises(name, "several sections and no `library_id`", ValueError, "choose one with library_id: ['S1', 'S2', 'S3']", library_id=None)
+    raises(name, "a section that does not exist", KeyError, "there are ['S1', 'S2', 'S3']", library_id="S9")
+    raises(name, "no lattice", KeyError, "Run strecur.pp.to_grid", drop("obsm", "grid"))
+    raises(name, "no label in the section", ValueError, "is missing for all", put("obs", "empty", lambda a: pd.Categorical([None] * a.n_obs, ["x"])), key="empty")
+    raises(name, "spots without coordinates", KeyError, "spatial_key names", drop("obsm", "spatial"))
+raises("get.annotation", "a column of many different numbers", ValueError, "domains are categories", key="cellularity")
+raises("get.write_annotation", "a suffix of another program", ValueError, ".csv (Loupe Browser) or .geojson (QuPath)", path="domains.svg")
+raises("get.write_annotation", "a unit that does not exist", ValueError, "one of ['um', 'hires', 'lowres']", scale="mm")
+raises("get.write_annotation", "a unit whose scale is not known", ValueError, "only ['hires']", scale="um")
 raises("get.expression", "a missing prediction", KeyError, "Run strecur.tl.predict_expression", key="expression")
 raises("get.expression", "a missing record in `uns`", KeyError, "Run strecur.tl.predict_expression", drop("uns", "trm_expression"))
 raises("get.expression", "a prediction with columns removed", ValueError, "Run strecur.tl.predict_expression", lambda a: a.obsm.__setitem__("trm_expression", a.obsm["trm_expression"][:, :2]))

@@ -185,6 +185,22 @@ def cross_validated() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["group", "method", "ari"]).assign(seed=0)
 
 
+def annotation() -> pd.DataFrame:
+    """Table of the labels of all sections by two annotators, who differ in a few spots."""
+    obs = _raw().obs[["section", "domain"]].reset_index(names="barcode").rename(columns={"domain": "label"})
+    other = obs.assign(label=obs["label"].astype(str).where(np.arange(len(obs)) % 10 > 0, "L1"))
+    return pd.concat([obs.assign(annotator="a"), other.assign(annotator="b")], ignore_index=True)
+
+
+@cache
+def scratch() -> Path:
+    """Return a folder for files that calls read and write."""
+    from pathlib import Path
+    from tempfile import mkdtemp
+
+    return Path(mkdtemp())
+
+
 def image() -> np.ndarray:
     return np.array(_raw().uns["spatial"]["S1"]["images"]["hires"])
 
@@ -238,6 +254,7 @@ COUNT_METRIC = {"predicted": lambda: counts(1)}
 # First argument and options of a valid call, all side by side; what is callable is called to get the value.
 VALID: dict[str, tuple[Callable, dict[str, object]]] = {
     "pp.to_grid": (raw, SECTIONS),
+    "pp.read_annotation": (sections, {"source": annotation, "annotator_key": "annotator", **SECTIONS}),
     "pp.embed_patches": (raw, {"image": images, **PATCHES}),
     "pp.load_encoder": (None, {"name": "texture"}),
     "pp.tile_image": (image, {"pitch_px": 25}),
@@ -269,6 +286,12 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
         {"model": domain_model, "label_key": "domain", "depth": 3, "breadth": 2, "n_spots": 20, **SECTIONS},
     ),
     "tl.cluster_latent": (clustered, {"n_domains": 3, **SECTIONS}),
+    "get.annotation": (labelled, SECTIONS),
+    "get.outlines": (labelled, {"library_id": "S1", **SECTIONS}),
+    "get.write_annotation": (
+        labelled,
+        {"path": lambda: scratch() / "domains.geojson", "library_id": "S1", **SECTIONS},
+    ),
     "get.expression": (predicted, {}),
     "pl.domains": (labelled, {"truth": "domain", "linear": True}),
     "pl.refinement": (labelled, {}),

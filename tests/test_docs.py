@@ -192,6 +192,14 @@ def test_names_that_do_not_exist_are_noticed(code):
         mistakes(code)
 
 
+@pytest.mark.parametrize("page", ["docs/how-to/annotation.md"])
+def test_pages_that_say_so_run_as_they_are(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for code in code_of(ROOT / page):
+        exec(compile(code, page, "exec"), namespace)
+
+
 def test_all_pages_are_read():
     assert len(PAGES) > 20
     assert sum(len(code_of(path)) for path in PAGES) > 40

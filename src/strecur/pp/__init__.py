@@ -1,7 +1,8 @@
-"""Prepare sections: lattice, H&E patches, gene panels."""
+"""Prepare sections: lattice, annotation, H&E patches, gene panels."""
 
 from __future__ import annotations
 
+from strecur.pp.annotation.read_annotation import read_annotation
 from strecur.pp.grid.to_grid import to_grid
 from strecur.pp.image.encoders import Encoder, load_encoder
 from strecur.pp.image.options import Patches
@@ -17,6 +18,7 @@ __all__ = [
     "fit_stain_reference",
     "high_mean_high_variance_genes",
     "load_encoder",
+    "read_annotation",
     "tile_image",
     "to_grid",
 ]

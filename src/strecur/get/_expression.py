@@ -1,4 +1,4 @@
-"""Results as AnnData objects."""
+"""Predicted expression as an AnnData."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from strecur import _anndata
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
-
-__all__ = ["expression"]
 
 CARRIED = ("spatial", "grid")
 BESIDE = ("_network", "_linear", "_log2", "_sample")

@@ -1,0 +1,8 @@
+"""Results as objects of their own, and as files for other programs."""
+
+from __future__ import annotations
+
+from strecur.get._annotation import annotation, outlines, write_annotation
+from strecur.get._expression import expression
+
+__all__ = ["annotation", "expression", "outlines", "write_annotation"]

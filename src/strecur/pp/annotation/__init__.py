@@ -1,0 +1,3 @@
+"""Annotation of other programs: tables, polygons, several annotators."""
+
+from __future__ import annotations
