@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 ARCHITECTURES = {
     "trm": "trm",
     "trm, eight steps": TRMConfig(n_steps=8),  # in training, as in the halting studies of the spatial TRM
+    "trm, sixteen steps": TRMConfig(n_steps=16),
     "feedforward": "feedforward",
     "trm, random starts": TRMConfig(sigma=(0.1, 0.1), damping=0.05, noise=0.01),  # Equilibrium Reasoners, but for sigma
+    "trm, equilibrium": TRMConfig(n_steps=8, sigma=(1.0, 1.0), damping=0.1, noise=0.05),
 }
 
 
