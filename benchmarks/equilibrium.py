@@ -13,7 +13,6 @@ import argparse
 from itertools import product
 from pathlib import Path
 
-import pandas as pd
 from kept_models import ARCHITECTURES, ModelSpec, add_options, append, of_sections, read, read_table, trained
 
 import strecur as st
