@@ -49,6 +49,14 @@ def test_names_and_whole_epochs(history):
     assert all(tick == int(tick) for ax in axes for tick in ax.get_xticks())
 
 
+def test_blocks_are_told_from_sections(history):
+    names = {"validation_ari": "blocks_log_likelihood", "validation_mse": "blocks_mse"}
+    _, _, likelihood, mse = pl.training(history.rename(columns=names))
+    assert likelihood.get_ylabel() == "held-out blocks: log likelihood"
+    assert likelihood.get_title() == "best 0.6 at epoch 3"
+    assert mse.get_title() == "best 0.2 at epoch 2"
+
+
 def test_without_validation_and_with_own_axes(history):
     _, axes = plt.subplots(1, 2)
     assert pl.training(history[["epoch", "train_loss", "learning_rate"]], ax=axes) == list(axes)

@@ -52,9 +52,10 @@ class DomainModel(NetworkModel):
     halting
         Name of the recipe by which the network learned when to stop, or ``None``.
     history
-        One row per epoch: epoch, seconds, train_loss, learning_rate and, with a validation section, validation_ari.
+        One row per epoch: epoch, seconds, train_loss, learning_rate and, on validation sections, validation_ari of the
+        network; on blocks of the training sections blocks_ari of the network and blocks_log_likelihood of the blend.
     scores
-        ARI, accuracy and macro-F1 of model and baseline on the validation sections; empty without one.
+        ARI, accuracy and macro-F1 of answer, network and baseline on the validation sections or blocks; empty without.
     sections
         Sections the model was trained on.
     smoothing

@@ -163,8 +163,8 @@ class ExpressionModel(LinearExpressionModel, NetworkModel):
     halting
         Name of the recipe by which the network learned when to stop, or ``None``.
     history
-        One row per epoch: epoch, seconds, train_loss, learning_rate and, with a validation section, validation_pcc and
-        validation_mse.
+        One row per epoch: epoch, seconds, train_loss, learning_rate and, on validation sections, validation_pcc,
+        validation_r2 and validation_mse; on blocks of the training sections blocks_r2 and blocks_pcc.
     scores
         Scores of network and baseline on the validation sections; empty without one.
     blend
