@@ -24,7 +24,7 @@ SECTION = "section"
 ARCHITECTURES: dict[str, Literal["feedforward", "trm"]] = {"feedforward": "feedforward", "TRM": "trm"}
 
 SYNTHETIC: dict[str, Any] = {"n_sections": 4, "n_rows": 26, "n_cols": 28}
-SYNTHETIC_EPOCHS = 60
+SYNTHETIC_EPOCHS = 40
 """Few epochs, so that the demonstration takes less than two minutes on two cores. Other data use the default."""
 
 

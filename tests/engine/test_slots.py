@@ -42,6 +42,18 @@ def test_slots_take_turns_and_stand_at_different_steps(steps):
     assert [step for _, step, _ in second] == [0, 1, *[0, 1, 2, 3] * 5, 0, 1]
 
 
+def test_by_default_there_is_a_slot_for_every_outer_step_but_not_for_every_visit(steps):
+    found = network()
+    train(found, SECTIONS, n_steps=3, max_epochs=4)
+    assert [step for _, step, _ in steps[:9]] == [0, 0, 0, 1, 1, 0, 2, 0, 1]
+    expected = network()
+    train(expected, SECTIONS, n_steps=3, max_epochs=4, slots=3)
+    assert all(torch.equal(p, weights(expected)[name]) for name, p in weights(found).items())
+    steps.clear()
+    train(network(), SECTIONS[:1], n_steps=4, max_epochs=2)  # two visits
+    assert [step for _, step, _ in steps] == [0, 0, 1, 1, 2, 0, 3, 1]
+
+
 def test_a_state_is_carried_on_within_a_visit_alone(steps):
     train(network(), SECTIONS, n_steps=3, slots=3, max_epochs=6)
     fresh = [state for _, step, state in steps if step == 0]
@@ -62,7 +74,7 @@ def test_every_section_is_visited_equally_often(steps):
 
 def test_with_one_slot_visits_follow_each_other(steps):
     one, other = network(), network()
-    train(one, SECTIONS, n_steps=3, max_epochs=2)
+    train(one, SECTIONS, n_steps=3, max_epochs=2, slots=1)
     assert [step for _, step, _ in steps] == [0, 1, 2] * 6
     train(other, SECTIONS, n_steps=3, max_epochs=2, slots=2)
     assert not torch.equal(one.head.linear.weight, other.head.linear.weight)

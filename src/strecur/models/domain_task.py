@@ -17,7 +17,7 @@ from strecur.models.blend import EQUAL, blend_proba, choose_proba_weight
 from strecur.models.calibration import negative_log_likelihood
 from strecur.models.domain import DomainModel, calibrate_domains
 from strecur.models.features.spots import fit_domain_features
-from strecur.models.fitting import Lesson, Task
+from strecur.models.fitting import Lesson, Task, count_epochs
 from strecur.models.linear import fit_linear_domains
 from strecur.models.network import build_network
 from strecur.models.sections import Split, split_sections
@@ -44,8 +44,8 @@ UNLABELLED = -1
 CROP = 4096
 """Spots of a section that one visit of the training shows."""
 
-OPTIMIZER_STEPS, MIN_EPOCHS = 800, 10
-"""Optimizer steps at most, however many outer steps a visit has, but as many passes over the sections at least."""
+OPTIMIZER_STEPS = 800
+"""Optimizer steps at most, however many outer steps a visit has."""
 
 FEW_SPOTS = 1200
 """With fewer annotated spots a network starts from the linear model; with more it learned better without."""
@@ -83,7 +83,7 @@ class DomainTask(Task):
     def training_defaults(self, recipe: Recipe, split: Split) -> Mapping[str, Any]:
         crop = 0 if recipe.training.tile else CROP
         return {
-            "max_epochs": max(OPTIMIZER_STEPS // (recipe.architecture.n_steps * len(split.training)), MIN_EPOCHS),
+            "max_epochs": count_epochs(OPTIMIZER_STEPS, recipe, split),
             "augmentation": Augmentation(max_shift=recipe.backbone.period, max_spots=crop),
         }
 

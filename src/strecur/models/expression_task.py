@@ -19,7 +19,7 @@ from strecur.models.calibration import fit_errors
 from strecur.models.counts import log2_of, predict_values
 from strecur.models.expression import ExpressionModel, LinearExpressionModel
 from strecur.models.features.spots import average, fit_image_features
-from strecur.models.fitting import Lesson, Task
+from strecur.models.fitting import Lesson, Task, count_epochs
 from strecur.models.gene_order import gene_groups
 from strecur.models.genes import choose_genes, only_counts
 from strecur.models.linear import choose_penalty, fit_linear_expression
@@ -45,8 +45,8 @@ logger = logging.getLogger("strecur")
 
 MIN_SPOTS = 2
 
-OPTIMIZER_STEPS, MIN_EPOCHS = 600, 10
-"""Optimizer steps at most, however many outer steps a visit has, but as many passes over the sections at least."""
+OPTIMIZER_STEPS = 600
+"""Optimizer steps at most, however many outer steps a visit has."""
 
 WEIGHT_DECAY, NOISE, DROP = 0.1, 0.3, 0.3
 
@@ -124,7 +124,7 @@ class ExpressionTask(Task):
     def training_defaults(self, recipe: Recipe, split: Split) -> Mapping[str, Any]:
         hide = HIDE if recipe.architecture.has_two_states else 0.0
         return {
-            "max_epochs": max(OPTIMIZER_STEPS // (recipe.architecture.n_steps * len(split.training)), MIN_EPOCHS),
+            "max_epochs": count_epochs(OPTIMIZER_STEPS, recipe, split),
             "learning_rate": SLOW.get(recipe.architecture.name),
             "weight_decay": WEIGHT_DECAY,
             "augmentation": Augmentation(noise=NOISE, drop=DROP, hide=hide, max_shift=recipe.backbone.period),

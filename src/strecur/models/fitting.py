@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 LINEAR = "linear"
 
+MIN_EPOCHS = 10
+"""Passes over the sections at least, however many optimizer steps that takes."""
+
 TRAINING_DEFAULTS = {"learning_rate": 1e-3, "warmup": 30, "schedule": "linear", "weight_decay": 0.5, "ema": 0.98}
 
 
@@ -266,6 +269,11 @@ def resolve(task: Task, request: Request, layout: str, split: Split) -> Recipe:
     recipe = Recipe(architecture, backbone, halting, training, preset is not None)
     training = fill(training, task.training_defaults(recipe, split))
     return replace(recipe, training=fill(training, TRAINING_DEFAULTS))
+
+
+def count_epochs(optimizer_steps: int, recipe: Recipe, split: Split) -> int:
+    """Return the passes over the training sections in which so many optimizer steps are taken."""
+    return max(optimizer_steps // (recipe.architecture.n_steps * len(split.training)), MIN_EPOCHS)
 
 
 def find_preset(request: Request) -> Preset | None:
