@@ -51,6 +51,20 @@ def test_the_better_part_gets_the_weight_and_independent_errors_are_shared():
     assert 0.3 < choose_proba_weight(good, other, truth) < 0.7
 
 
+def test_certainty_alone_changes_no_weight():
+    truth = np.random.default_rng(0).integers(3, size=4000)
+    rng = np.random.default_rng(1)
+    good, other = (2.0 * np.eye(3)[truth] + noise * rng.normal(size=(4000, 3)) for noise in (1.0, 2.0))
+
+    def proba(logits: np.ndarray) -> np.ndarray:
+        return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+    weight = choose_proba_weight(proba(good), proba(other), truth)
+    both_certain = choose_proba_weight(proba(3 * good), proba(3 * other), truth)
+    assert weight > 0.7
+    assert both_certain == pytest.approx(weight, abs=0.051)
+
+
 def test_the_weight_of_values_minimises_the_squared_error():
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(5000, 4))

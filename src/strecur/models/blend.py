@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import log_softmax
 
+from strecur.models.calibration import fit_temperature, negative_log_likelihood, temper
+
 EQUAL = 0.5
 """Weight of the network where no held-out section tells a better one."""
 
@@ -48,6 +50,9 @@ def blend_values(network_NG: np.ndarray, linear_NG: np.ndarray, weight: float) -
 def choose_proba_weight(network_NC: np.ndarray, linear_NC: np.ndarray, target_N: np.ndarray) -> float:
     """Return the weight of the network at which the domains of held-out spots are most likely.
 
+    Blends are compared after temperature scaling, as answers are. Otherwise a network that is right more often, but too
+    certain, would get too little weight.
+
     Parameters
     ----------
     network_NC, linear_NC
@@ -55,11 +60,10 @@ def choose_proba_weight(network_NC: np.ndarray, linear_NC: np.ndarray, target_N:
     target_N
         Index of the annotated domain of each of these spots.
     """
-    rows = np.arange(len(target_N))
-    loss = [
-        -np.log(np.maximum(blend_proba(network_NC[None], linear_NC, weight)[0, rows, target_N], TINY)).mean()
-        for weight in WEIGHTS
-    ]
+    loss = []
+    for weight in WEIGHTS:
+        proba_NC = blend_proba(network_NC[None], linear_NC, weight)[0]
+        loss.append(negative_log_likelihood(temper(proba_NC, fit_temperature(proba_NC, target_N)), target_N))
     return moderate(WEIGHTS[np.argmin(loss)], len(target_N))
 
 
