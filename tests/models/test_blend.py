@@ -77,6 +77,9 @@ def test_the_weight_of_values_minimises_the_squared_error():
 
 def test_few_spots_move_the_weight_little():
     truth = np.random.default_rng(0).integers(3, size=4000)
-    certain, useless = np.eye(3)[truth] * 0.9 + 0.1 / 3, np.full((4000, 3), 1 / 3)
-    weights = [choose_proba_weight(certain[:n], useless[:n], truth[:n]) for n in (10, 100, 4000)]
-    assert weights == pytest.approx([0.5 + 0.5 * n / (n + 100) for n in (10, 100, 4000)], abs=0.03)
+    logits = 2.0 * np.eye(3)[truth] + np.random.default_rng(1).normal(size=(4000, 3))
+    good, useless = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), proba(0, n_spots=4000)
+    few, some, many = (choose_proba_weight(good[:n], useless[:n], truth[:n]) for n in (10, 100, 4000))
+    assert abs(few - 0.5) < 0.05
+    assert abs(some - 0.5) < 0.26
+    assert many > 0.9
