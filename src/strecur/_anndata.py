@@ -12,8 +12,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from strecur._genes import clean_genes, name_columns
+from strecur._labels import as_text, clean_labels
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -22,9 +25,9 @@ logger = logging.getLogger("strecur")
 
 LAYOUTS = ("hex", "square", "irregular")
 LEGAL_KEY = re.compile(r"(?!__)[A-Za-z0-9_.-]+")
+NO_SECTION = ("", "nan", "none", "<na>")
 # What the record of every result in uns holds.
 RECORDED = {"params", "encoder"}
-ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*\d+)\.\d+$")
 
 
 def open_table(
@@ -52,11 +55,23 @@ def open_table(
     if table.n_obs == 0:
         msg = "the object has no spots (n_obs is 0)"
         raise ValueError(msg)
+    if not isinstance(table.obs, pd.DataFrame):
+        return _load(table, copy=copy or read_only)
     if copy:
         return table.to_memory() if table.isbacked else table.copy()
     if table.is_view and not read_only:
         logger.warning("the AnnData is a view of another one; it becomes an independent copy before results are added")
         table._init_as_actual(table.copy())
+    return table
+
+
+def _load(table: AnnData, *, copy: bool) -> AnnData:
+    """Read an object of ``anndata.experimental.read_lazy`` into memory, in place unless a copy is wanted."""
+    loaded = table.to_memory()
+    if copy:
+        return loaded
+    logger.warning("the AnnData was read lazily; it is read into memory before results are added")
+    table._init_as_actual(loaded)
     return table
 
 
@@ -78,12 +93,18 @@ def find_coordinates(data: AnnData | SpatialData, table: AnnData, spatial_key: s
     xy = np.full((table.n_obs, 2), np.nan)
     for region in dict.fromkeys(regions):
         rows, shapes = np.flatnonzero(regions == region), data.shapes[region]
-        position = shapes.index.get_indexer(instances[rows])
+        position = _find_ids(shapes.index, instances[rows])
         centroids = shapes.geometry.centroid
         centres = np.column_stack([centroids.x, centroids.y])
         xy[rows[position >= 0]] = centres[position[position >= 0]]
     logger.info("coordinates are the centroids of the shapes %s", list(dict.fromkeys(regions)))
     return xy
+
+
+def _find_ids(index: pd.Index, wanted: np.ndarray) -> np.ndarray:
+    """Return the position of each id, -1 if it is missing; ids match as text if they are of two types."""
+    found = index.get_indexer(wanted)
+    return found if (found >= 0).any() else pd.Index(map(as_text, index)).get_indexer([as_text(i) for i in wanted])
 
 
 def check_key(key: str, argument: str = "key_added") -> str:
@@ -153,19 +174,21 @@ def read_sections(adata: AnnData, library_key: str | None) -> Sections:
     if library_key is None:
         return Sections(np.zeros(adata.n_obs, dtype=np.int64), ["section"])
     require(adata.obs, library_key, where="obs", hint="library_key names the column that tells sections apart")
-    column = adata.obs[library_key]
-    if column.isna().any():
-        msg = f"adata.obs[{library_key!r}] is missing for {int(column.isna().sum())} spots; every spot needs a section"
+    values = pd.Series(adata.obs[library_key].to_numpy(dtype=object))
+    text = {value: as_text(value) for value in values.dropna().unique()}
+    missing = values.isna() | values.isin([value for value in text if text[value].strip().lower() in NO_SECTION])
+    if missing.any():
+        msg = f"adata.obs[{library_key!r}] is missing for {int(missing.sum())} spots; every spot needs a section"
         raise ValueError(msg)
-    values = column.astype(str)
-    names = sorted(values.unique())
-    if column.nunique() > len(names):
+    names = sorted(set(text.values()))
+    if len(text) > len(names):
         msg = (
             f"adata.obs[{library_key!r}] has sections of different type but the same name, such as 1 and '1'; "
             "convert the column with .astype(str)"
         )
         raise ValueError(msg)
-    return Sections(pd.Index(names).get_indexer(values).astype(np.int64), names)
+    codes = pd.Index(names).get_indexer([text[value] for value in values])
+    return Sections(codes.astype(np.int64), names)
 
 
 @dataclass(frozen=True)
@@ -278,34 +301,18 @@ def read_section_data(
     return SectionData(part, sections, read_grid(part, sections), spot_N, table.n_obs)
 
 
-def clean_labels(values: pd.Series | Sequence[object]) -> pd.Series:
-    """Return labels as strings, with missing ones (NaN, "", "nan", "NA") as ``None``.
-
-    Whole numbers are written alike whatever their type: a column of integers that lacks some holds floats.
-    """
-    shape = np.asarray(values, dtype=object).shape
-    if len(shape) != 1:
-        msg = f"labels have shape {shape}; pass one label per spot"
-        raise ValueError(msg)
-    labels = pd.Series(values).astype(object)
-    labels = labels.where(labels.notna(), None)
-    return labels.map(_clean_label)
-
-
-def _clean_label(label: object) -> str | None:
-    if isinstance(label, float | np.floating) and label.is_integer():
-        return str(int(label))
-    return None if label is None or str(label).lower() in {"", "nan", "na"} else str(label)
-
-
 def read_labels(adata: AnnData, label_key: str) -> pd.Series:
-    """Read labels as strings, with missing ones (NaN, "", "nan", "NA") as ``None``."""
+    """Read labels as strings, with missing ones (see :func:`strecur._labels.clean_labels`) as ``None``."""
     require(adata.obs, label_key, where="obs", hint="label_key names the column of annotated domains")
     column = adata.obs[label_key]
     if pd.api.types.is_float_dtype(column) and column.nunique() > 100:
         msg = f"adata.obs[{label_key!r}] holds {column.nunique()} different numbers; domains are categories"
         raise ValueError(msg)
-    return clean_labels(column)
+    labels = clean_labels(column)
+    words = sorted(map(str, column[(labels.isna() & column.notna()).to_numpy()].unique()))
+    if words:
+        logger.info("adata.obs[%r]: %s count as missing labels", label_key, words)
+    return labels
 
 
 def read_matrix(adata: AnnData, layer: str | None = None) -> np.ndarray | sparse.csr_matrix:
@@ -318,6 +325,9 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> np.ndarray | sparse
         raise ValueError(msg)
     if hasattr(matrix, "to_memory"):
         matrix = matrix.to_memory()
+    elif hasattr(matrix, "compute"):  # dask, whose chunks may be sparse
+        matrix = matrix.compute()
+        matrix = matrix if sparse.issparse(matrix) else np.asarray(matrix)
     elif not sparse.issparse(matrix):
         matrix = np.asarray(matrix)
     matrix = sparse.csr_matrix(matrix) if sparse.issparse(matrix) else matrix
@@ -350,6 +360,19 @@ def require_counts(matrix: np.ndarray | sparse.csr_matrix) -> None:
         raise ValueError(msg)
 
 
+def sections_with_counts(matrix: sparse.csr_matrix, sections: Sections) -> list[str]:
+    """Return the sections in which genes can vary: those of at least two spots with counts; raise if there are none."""
+    counted = np.asarray(matrix.sum(axis=1)).ravel() > 0
+    n_counted = {name: int(counted[sections.rows(name)].sum()) for name in sections.names}
+    few = [name for name, n in n_counted.items() if n < 2]
+    if len(few) == len(n_counted):
+        msg = f"none of the sections {few} has two spots with counts, so no gene varies; check the counts (layer=...)"
+        raise ValueError(msg)
+    if few:
+        logger.warning("sections %s have fewer than two spots with counts and choose no genes", few)
+    return [name for name in n_counted if name not in few]
+
+
 def read_array(adata: AnnData, key: str, *, dtype: type = np.float64) -> np.ndarray:
     """Read an entry of ``obsm`` into memory as numbers: an array, a DataFrame or a sparse matrix."""
     values = adata.obsm[key]
@@ -375,15 +398,9 @@ def read_representation(adata: AnnData, use_rep: str) -> np.ndarray:
     return values
 
 
-def clean_genes(names: Iterable[str]) -> list[str]:
-    """Strip the version from Ensembl ids; other names stay."""
-    return [ENSEMBL_VERSION.sub(r"\1", str(name)) for name in names]
-
-
 def find_genes(adata: AnnData, genes: Sequence[str]) -> tuple[sparse.csr_matrix, list[str]]:
     """Match genes by name like :func:`align_genes`, with any number of matches."""
-    text = [c for c in adata.var.columns if pd.api.types.is_string_dtype(adata.var[c].astype(object))]
-    candidates = [clean_genes(adata.var_names), *(clean_genes(adata.var[c]) for c in text)]
+    candidates = [clean_genes(adata.var_names), *(clean_genes(adata.var[c]) for c in name_columns(adata.var))]
     wanted = pd.Index(clean_genes(genes))
     names = max(candidates, key=lambda c: len(wanted.intersection(c)))
     position = wanted.get_indexer(names)

@@ -4,6 +4,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import sparse
 
 from strecur._anndata import align_genes, read_sections
@@ -63,6 +65,23 @@ def test_variable_genes_are_scanpys_with_the_logarithm_of_base_two():
     sc.pp.highly_variable_genes(natural, n_top_genes=30, batch_key="section")
     assert found.sum() == 30
     assert np.array_equal(found, natural.var["highly_variable"])
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 30), min_size=1, max_size=4), st.floats(0, 1))
+def test_small_and_empty_sections_choose_genes_or_leave_it_to_the_others(seed, sizes, density):
+    rng = np.random.default_rng(seed)
+    adata = counts(sum(sizes), 40, seed % 1000)
+    adata.obs["section"] = np.repeat([f"s{i}" for i in range(len(sizes))], sizes)
+    adata.X = adata.X.multiply(rng.random((adata.n_obs, 1)) < density).tocsr()
+    log_counts = log_normalised(adata, sparse.identity(40, format="csr"), layer=None, size_factor_key=None)
+    sections = read_sections(adata, "section")
+    counted = np.asarray(log_counts.sum(axis=1)).ravel() > 0
+    if max(counted[sections.rows(name)].sum() for name in sections.names) < 2:
+        with pytest.raises(ValueError, match="two spots with counts"):
+            highly_variable(log_counts, sections, 10)
+    else:
+        assert highly_variable(log_counts, sections, 10).sum() >= 10
 
 
 def test_genes_are_matched_by_name_in_any_order_and_naming():

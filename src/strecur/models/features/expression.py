@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from strecur._anndata import Sections, align_genes, clean_genes, read_matrix, require, require_counts
+from strecur._anndata import Sections, align_genes, read_matrix, require, require_counts, sections_with_counts
 from strecur._arguments import filled
+from strecur._genes import clean_genes
 from strecur._threads import threads_kept
 from strecur.models.features.components import fit_components
 
@@ -93,17 +94,21 @@ def size_factors(adata: AnnData, size_factor_key: str) -> np.ndarray:
 
 
 def highly_variable(log_counts: sparse.csr_matrix, sections: Sections, n_genes: int) -> np.ndarray:
-    """Choose genes by scanpy's dispersion ranking within each section (flavour "seurat")."""
+    """Choose genes by scanpy's dispersion ranking within each section (flavour "seurat").
+
+    Sections of fewer than two spots with counts choose none.
+    """
     import scanpy as sc
     from anndata import AnnData
 
     if log_counts.shape[1] <= n_genes:
         return np.ones(log_counts.shape[1], dtype=bool)
-    section = pd.Categorical.from_codes(sections.codes, sections.names)
-    table = AnnData(log_counts, obs=pd.DataFrame({"section": section}, index=np.arange(len(section)).astype(str)))
+    usable = sections_with_counts(log_counts, sections)
+    rows = np.flatnonzero(np.isin(sections.codes, [sections.names.index(name) for name in usable]))
+    section = pd.Categorical.from_codes(sections.codes[rows], sections.names).remove_unused_categories()
+    table = AnnData(log_counts[rows], obs=pd.DataFrame({"section": section}, index=rows.astype(str)))
     # scanpy undoes the logarithm, and needs to know its base.
     table.uns["log1p"] = {"base": 2}
-    several = len(sections.names) > 1
     with threads_kept():
-        sc.pp.highly_variable_genes(table, n_top_genes=n_genes, batch_key="section" if several else None)
+        sc.pp.highly_variable_genes(table, n_top_genes=n_genes, batch_key="section" if len(usable) > 1 else None)
     return table.var["highly_variable"].to_numpy()
