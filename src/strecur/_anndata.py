@@ -191,6 +191,24 @@ def read_sections(adata: AnnData, library_key: str | None) -> Sections:
     return Sections(codes.astype(np.int64), names)
 
 
+def find_background(adata: AnnData) -> np.ndarray:
+    """Return which spots lie outside the tissue: those where ``obs["in_tissue"]`` is 0 or false."""
+    if "in_tissue" not in adata.obs:
+        return np.zeros(adata.n_obs, dtype=bool)
+    return clean_labels(adata.obs["in_tissue"]).str.lower().isin(["0", "false"]).to_numpy()
+
+
+def warn_of_background(adata: AnnData) -> None:
+    """Warn of spots outside the tissue."""
+    outside = find_background(adata)
+    if outside.any():
+        logger.warning(
+            "%d of %d spots lie outside the tissue (obs['in_tissue'] is 0); models leave them out, and their results "
+            "are missing",
+            *(int(outside.sum()), len(outside)),
+        )
+
+
 @dataclass(frozen=True)
 class Grid:
     """Integer lattice of every spot, as written by :func:`strecur.pp.to_grid`."""
