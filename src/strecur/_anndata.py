@@ -148,13 +148,23 @@ def find_library_key(
     """
     if library_key is not None:
         return library_key
-    for name in (key, grid_key):
-        record = adata.uns.get(name) if name is not None else None
-        params = record.get("params") if isinstance(record, Mapping) else None
-        stored = params.get("library_key") if isinstance(params, Mapping) else None
-        if isinstance(stored, str) and stored in adata.obs:
-            return stored
-    return None
+    names = [name for name in (key, grid_key) if name is not None]
+    return next((k for k in _stored(adata, names, "library_key") if k in adata.obs), None)
+
+
+def find_spatial_key(adata: AnnData, spatial_key: str | None, *, grid_key: str = "grid") -> str:
+    """Return the key of the coordinates: as given, else that of the lattice if it is still there, else "spatial"."""
+    if spatial_key is not None:
+        return spatial_key
+    return next((k for k in _stored(adata, [grid_key], "spatial_key") if k in adata.obsm), "spatial")
+
+
+def _stored(adata: AnnData, names: Sequence[str], argument: str) -> list[str]:
+    """Return an argument as the records of some results store it."""
+    records = [adata.uns.get(name) for name in names]
+    params = [record.get("params") for record in records if isinstance(record, Mapping)]
+    values = [found.get(argument) for found in params if isinstance(found, Mapping)]
+    return [str(value) for value in values if isinstance(value, str)]
 
 
 @dataclass(frozen=True)
@@ -240,6 +250,23 @@ def read_grid(adata: AnnData, sections: Sections, *, grid_key: str = "grid") -> 
     return Grid(grid[:, 0].astype(np.int64), grid[:, 1].astype(np.int64), str(record["layout"]))
 
 
+def read_pitches(adata: AnnData, names: Sequence[str], *, grid_key: str = "grid") -> tuple[list[float], list[float]]:
+    """Return the distances between neighbouring spots of some sections, as coordinates are given and in micrometres.
+
+    Distances that are not known are left out.
+    """
+    spacing, slides = adata.uns[grid_key].get("spacing", {}), adata.uns.get("spatial", {})
+    pitches, pitches_um = [], []
+    for name in names:
+        pitch = float(spacing.get(name, np.nan))
+        slide = slides.get(name) if isinstance(slides, Mapping) else None
+        factors = slide.get("scalefactors", {}) if isinstance(slide, Mapping) else {}
+        if np.isfinite(pitch):
+            pitches.append(pitch)
+            pitches_um += [pitch * float(factors["microns_per_pixel"])] if "microns_per_pixel" in factors else []
+    return pitches, pitches_um
+
+
 @dataclass(frozen=True)
 class SectionData:
     """Sections of a table with their lattice: the spots that take part, and where they stand in the whole object.
@@ -284,9 +311,13 @@ class SectionData:
         order = np.concatenate([self.rows(name) for name in self.names])
         return np.take(np.concatenate(parts, axis=axis), np.argsort(order), axis=axis).astype(np.float32)
 
-    def spread(self, values: np.ndarray) -> np.ndarray:
-        """Put values of the spots that take part in the order of the whole object; the others get NaN."""
-        whole = np.full((self.n_obs, *values.shape[1:]), np.nan, dtype=np.float32)
+    def spread(self, values: np.ndarray, *, missing: float = np.nan) -> np.ndarray:
+        """Put values of the spots that take part in the order of the whole object; the others get ``missing``.
+
+        Without ``missing`` they get NaN, and the values are float32.
+        """
+        dtype = np.float32 if np.isnan(missing) else values.dtype
+        whole = np.full((self.n_obs, *values.shape[1:]), missing, dtype=dtype)
         whole[self.spot_N] = values
         return whole
 
@@ -300,21 +331,29 @@ def read_section_data(
 ) -> SectionData:
     """Read the sections of a table with their lattice.
 
-    With ``use_rep``, spots whose representation is NaN in every column, such as those outside the image, do not take
-    part; ``hint`` says how to get that representation.
+    Spots outside the tissue do not take part. With ``use_rep``, neither do those whose representation is NaN in every
+    column, such as those outside the image; ``hint`` says how to get that representation.
     """
-    spot_N, part = np.arange(table.n_obs), table
+    outside = find_background(table)
+    warn_of_background(table)
+    missing = np.zeros(table.n_obs, dtype=bool)
     if use_rep is not None:
         require(table.obsm, use_rep, where="obsm", hint=hint)
         values = read_array(table, use_rep, dtype=np.float32).reshape(table.n_obs, -1)
-        spot_N = np.flatnonzero(~np.isnan(values).all(axis=1))
-        n_missing = table.n_obs - len(spot_N)
-        if n_missing == table.n_obs:
+        missing = np.isnan(values).all(axis=1)
+        if missing.all():
             msg = f"adata.obsm[{use_rep!r}] is NaN for all {table.n_obs} spots. {hint}"
             raise ValueError(msg)
-        if n_missing:
+        if (missing & ~outside).any():
+            n_missing = int((missing & ~outside).sum())
             logger.warning("%d of %d spots have no embedding and are left out", n_missing, table.n_obs)
-            part = (table.to_memory() if table.isbacked else table)[spot_N]
+    left_out = outside | missing
+    if left_out.all():
+        msg = f"none of the {table.n_obs} spots is inside the tissue (obs['in_tissue'] is 0) and has an embedding"
+        raise ValueError(msg)
+    spot_N, part = np.flatnonzero(~left_out), table
+    if left_out.any():
+        part = (table.to_memory() if table.isbacked else table)[spot_N]
     sections = read_sections(part, find_library_key(part, library_key))
     return SectionData(part, sections, read_grid(part, sections), spot_N, table.n_obs)
 
