@@ -53,6 +53,7 @@ class Expression(TypedDict):
     genes: list[str]
     size_factor_key: str | None
     layer: str | None
+    row_sums: NotRequired[bool]
 
 
 class Representation(TypedDict):
