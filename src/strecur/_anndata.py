@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -135,7 +136,10 @@ def require(mapping: Mapping | pd.DataFrame, key: str, *, where: str, hint: str 
         msg = f"{key!r} is not a name in adata.{where}; there are {list(mapping.keys())}"
         raise TypeError(f"{msg}. {hint}" if hint else msg)
     if key not in mapping:
-        msg = f"{key!r} is not in adata.{where}; there are {list(mapping.keys())}"
+        names = list(mapping.keys())
+        nearest = difflib.get_close_matches(key, [name for name in names if isinstance(name, str)], n=1)
+        meant = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+        msg = f"{key!r} is not in adata.{where}{meant}; there are {names}"
         raise KeyError(f"{msg}. {hint}" if hint else msg)
 
 
@@ -403,18 +407,34 @@ def stored_values(matrix: np.ndarray | sparse.csr_matrix) -> np.ndarray:
     return np.asarray(matrix.data if sparse.issparse(matrix) else matrix)
 
 
-def require_counts(matrix: np.ndarray | sparse.csr_matrix) -> None:
-    """Raise unless the matrix holds counts: non-negative integers."""
+def require_counts(matrix: np.ndarray | sparse.csr_matrix, adata: AnnData) -> None:
+    """Raise unless the matrix holds counts: non-negative integers; the message says where the object has some."""
     values = stored_values(matrix)
-    if values.size and values.min() < 0:
-        msg = "negative values where counts are needed; pass raw counts (layer=...) or a representation (use_rep=...)"
-        raise ValueError(msg)
-    if values.size and not np.array_equal(values, np.round(values)):
-        msg = (
-            "non-integer values where counts are needed, as if normalised or log-transformed already; "
-            "pass raw counts (layer=...) or a representation (use_rep=...)"
+    if _are_counts(values):
+        return
+    what = "negative values" if values.min() < 0 else "non-integer values"
+    why = "" if values.min() < 0 else ", as if normalised or log-transformed already"
+    msg = f"{what} where counts are needed{why}; pass raw counts (layer=...) or a representation (use_rep=...)"
+    layers = [name for name, layer in adata.layers.items() if _are_counts(_few_values(layer))]
+    if layers:
+        msg += f". adata.layers[{layers[0]!r}] holds counts: pass layer={layers[0]!r}"
+    elif adata.raw is not None and _are_counts(_few_values(adata.raw.X)):
+        msg += (
+            ". adata.raw holds counts: adata.layers['counts'] = adata.raw[:, adata.var_names].X, and pass "
+            "layer='counts'"
         )
-        raise ValueError(msg)
+    raise ValueError(msg)
+
+
+def _are_counts(values: np.ndarray) -> bool:
+    return not values.size or (values.min() >= 0 and np.array_equal(values, np.round(values)))
+
+
+def _few_values(matrix: Any) -> np.ndarray:
+    """Return the values that the first spots of a matrix store."""
+    few = matrix[:100]
+    few = few.compute() if hasattr(few, "compute") else few
+    return stored_values(few)
 
 
 def sections_with_counts(matrix: sparse.csr_matrix, sections: Sections) -> list[str]:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = ["expression"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 BESIDE = ("_network", "_linear", "_log2", "_sample")
 
 

@@ -20,3 +20,7 @@ __all__ = [
     "tile_image",
     "to_grid",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -102,7 +102,7 @@ def high_mean_high_variance_genes(
         raise KeyError(msg)
     sections = _anndata.read_sections(table, _anndata.find_library_key(table, library_key))
     counts = sparse.csr_matrix(_anndata.read_matrix(table, layer))
-    _anndata.require_counts(counts)
+    _anndata.require_counts(counts, table)
 
     if are_all_ids(table.var, gene_symbols):
         logger.warning(

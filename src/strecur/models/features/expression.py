@@ -86,7 +86,7 @@ def log_normalised(
 ) -> sparse.csr_matrix:
     """Return log2(counts + 1) of the selected genes, scaled to a library size of 10,000 if there is one."""
     counts = read_matrix(adata, layer)
-    require_counts(counts)
+    require_counts(counts, adata)
     counts = sparse.csr_matrix(counts, dtype=np.float32)
     sizes = None
     if size_factor_key is not None:
