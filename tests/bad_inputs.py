@@ -413,7 +413,7 @@ raises("pp.to_grid", "infinite coordinates", ValueError, "leave them out first",
 raises("pp.to_grid", "coordinates of three columns", ValueError, "choose two columns", each(no_array, put("obsm", "spatial", lambda a: np.ones((a.n_obs, 3)))))
 raises("pp.to_grid", "the same beside an array", ValueError, "choose two columns", put("obsm", "spatial", lambda a: np.ones((a.n_obs, 3))))
 raises("pp.to_grid", "text as coordinates", ValueError, "choose its numeric columns", each(no_array, put("obsm", "spatial", lambda a: np.full((a.n_obs, 2), "x"))))
-raises("pp.to_grid", "two spots at one place", ValueError, "keep one spot of each position", each(no_array, poke("obsm", "spatial", 0, 300.0), poke("obsm", "spatial", 1, 300.0)))
+raises("pp.to_grid", "two spots at one place of a lattice", ValueError, "correct these coordinates", each(no_array, poke("obsm", "spatial", 0, 300.0), poke("obsm", "spatial", 1, 300.0)))
 raises("pp.to_grid", "several sections without `library_key`", ValueError, "pass library_key='section'", library_key=None)
 raises("pp.to_grid", "a slash in the name of a section", ValueError, "rename them without '/'", put("obs", "section", "a/b"), library_key="section")
 raises("pp.to_grid", "sections 1 and '1'", ValueError, ".astype(str)", put("obs", "section", lambda a: pd.Series([1, "1"] * a.n_obs, dtype=object)[: a.n_obs].to_numpy()))

@@ -104,7 +104,7 @@ BAD: dict[str, list[tuple]] = {
 CASES = [(argument, *case) for argument, cases in BAD.items() for case in cases]
 # What no value of these can be told to be wrong of before the data are there.
 OF_THE_DATA = {
-    "features": {"layer", "size_factor_key", "standardise"},
+    "features": {"layer", "size_factor_key", "normalise", "standardise"},
     "training": {"validation", "early_exit", "checkpoint"},
     "inference": {"symmetric", "stop_early"},
 }

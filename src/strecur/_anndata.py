@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from strecur._genes import clean_genes, name_columns
+from strecur._labels import as_text, clean_labels
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -22,9 +26,9 @@ logger = logging.getLogger("strecur")
 
 LAYOUTS = ("hex", "square", "irregular")
 LEGAL_KEY = re.compile(r"(?!__)[A-Za-z0-9_.-]+")
+NO_SECTION = ("", "nan", "none", "<na>")
 # What the record of every result in uns holds.
 RECORDED = {"params", "encoder"}
-ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*\d+)\.\d+$")
 
 
 def open_table(
@@ -52,11 +56,23 @@ def open_table(
     if table.n_obs == 0:
         msg = "the object has no spots (n_obs is 0)"
         raise ValueError(msg)
+    if not isinstance(table.obs, pd.DataFrame):
+        return _load(table, copy=copy or read_only)
     if copy:
         return table.to_memory() if table.isbacked else table.copy()
     if table.is_view and not read_only:
         logger.warning("the AnnData is a view of another one; it becomes an independent copy before results are added")
         table._init_as_actual(table.copy())
+    return table
+
+
+def _load(table: AnnData, *, copy: bool) -> AnnData:
+    """Read an object of ``anndata.experimental.read_lazy`` into memory, in place unless a copy is wanted."""
+    loaded = table.to_memory()
+    if copy:
+        return loaded
+    logger.warning("the AnnData was read lazily; it is read into memory before results are added")
+    table._init_as_actual(loaded)
     return table
 
 
@@ -78,12 +94,18 @@ def find_coordinates(data: AnnData | SpatialData, table: AnnData, spatial_key: s
     xy = np.full((table.n_obs, 2), np.nan)
     for region in dict.fromkeys(regions):
         rows, shapes = np.flatnonzero(regions == region), data.shapes[region]
-        position = shapes.index.get_indexer(instances[rows])
+        position = _find_ids(shapes.index, instances[rows])
         centroids = shapes.geometry.centroid
         centres = np.column_stack([centroids.x, centroids.y])
         xy[rows[position >= 0]] = centres[position[position >= 0]]
     logger.info("coordinates are the centroids of the shapes %s", list(dict.fromkeys(regions)))
     return xy
+
+
+def _find_ids(index: pd.Index, wanted: np.ndarray) -> np.ndarray:
+    """Return the position of each id, -1 if it is missing; ids match as text if they are of two types."""
+    found = index.get_indexer(wanted)
+    return found if (found >= 0).any() else pd.Index(map(as_text, index)).get_indexer([as_text(i) for i in wanted])
 
 
 def check_key(key: str, argument: str = "key_added") -> str:
@@ -114,7 +136,10 @@ def require(mapping: Mapping | pd.DataFrame, key: str, *, where: str, hint: str 
         msg = f"{key!r} is not a name in adata.{where}; there are {list(mapping.keys())}"
         raise TypeError(f"{msg}. {hint}" if hint else msg)
     if key not in mapping:
-        msg = f"{key!r} is not in adata.{where}; there are {list(mapping.keys())}"
+        names = list(mapping.keys())
+        nearest = difflib.get_close_matches(key, [name for name in names if isinstance(name, str)], n=1)
+        meant = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+        msg = f"{key!r} is not in adata.{where}{meant}; there are {names}"
         raise KeyError(f"{msg}. {hint}" if hint else msg)
 
 
@@ -127,13 +152,23 @@ def find_library_key(
     """
     if library_key is not None:
         return library_key
-    for name in (key, grid_key):
-        record = adata.uns.get(name) if name is not None else None
-        params = record.get("params") if isinstance(record, Mapping) else None
-        stored = params.get("library_key") if isinstance(params, Mapping) else None
-        if isinstance(stored, str) and stored in adata.obs:
-            return stored
-    return None
+    names = [name for name in (key, grid_key) if name is not None]
+    return next((k for k in _stored(adata, names, "library_key") if k in adata.obs), None)
+
+
+def find_spatial_key(adata: AnnData, spatial_key: str | None, *, grid_key: str = "grid") -> str:
+    """Return the key of the coordinates: as given, else that of the lattice if it is still there, else "spatial"."""
+    if spatial_key is not None:
+        return spatial_key
+    return next((k for k in _stored(adata, [grid_key], "spatial_key") if k in adata.obsm), "spatial")
+
+
+def _stored(adata: AnnData, names: Sequence[str], argument: str) -> list[str]:
+    """Return an argument as the records of some results store it."""
+    records = [adata.uns.get(name) for name in names]
+    params = [record.get("params") for record in records if isinstance(record, Mapping)]
+    values = [found.get(argument) for found in params if isinstance(found, Mapping)]
+    return [str(value) for value in values if isinstance(value, str)]
 
 
 @dataclass(frozen=True)
@@ -153,19 +188,39 @@ def read_sections(adata: AnnData, library_key: str | None) -> Sections:
     if library_key is None:
         return Sections(np.zeros(adata.n_obs, dtype=np.int64), ["section"])
     require(adata.obs, library_key, where="obs", hint="library_key names the column that tells sections apart")
-    column = adata.obs[library_key]
-    if column.isna().any():
-        msg = f"adata.obs[{library_key!r}] is missing for {int(column.isna().sum())} spots; every spot needs a section"
+    values = pd.Series(adata.obs[library_key].to_numpy(dtype=object))
+    text = {value: as_text(value) for value in values.dropna().unique()}
+    missing = values.isna() | values.isin([value for value in text if text[value].strip().lower() in NO_SECTION])
+    if missing.any():
+        msg = f"adata.obs[{library_key!r}] is missing for {int(missing.sum())} spots; every spot needs a section"
         raise ValueError(msg)
-    values = column.astype(str)
-    names = sorted(values.unique())
-    if column.nunique() > len(names):
+    names = sorted(set(text.values()))
+    if len(text) > len(names):
         msg = (
             f"adata.obs[{library_key!r}] has sections of different type but the same name, such as 1 and '1'; "
             "convert the column with .astype(str)"
         )
         raise ValueError(msg)
-    return Sections(pd.Index(names).get_indexer(values).astype(np.int64), names)
+    codes = pd.Index(names).get_indexer([text[value] for value in values])
+    return Sections(codes.astype(np.int64), names)
+
+
+def find_background(adata: AnnData) -> np.ndarray:
+    """Return which spots lie outside the tissue: those where ``obs["in_tissue"]`` is 0 or false."""
+    if "in_tissue" not in adata.obs:
+        return np.zeros(adata.n_obs, dtype=bool)
+    return clean_labels(adata.obs["in_tissue"]).str.lower().isin(["0", "false"]).to_numpy()
+
+
+def warn_of_background(adata: AnnData) -> None:
+    """Warn of spots outside the tissue."""
+    outside = find_background(adata)
+    if outside.any():
+        logger.warning(
+            "%d of %d spots lie outside the tissue (obs['in_tissue'] is 0); models leave them out, and their results "
+            "are missing",
+            *(int(outside.sum()), len(outside)),
+        )
 
 
 @dataclass(frozen=True)
@@ -197,6 +252,23 @@ def read_grid(adata: AnnData, sections: Sections, *, grid_key: str = "grid") -> 
         )
         raise ValueError(msg)
     return Grid(grid[:, 0].astype(np.int64), grid[:, 1].astype(np.int64), str(record["layout"]))
+
+
+def read_pitches(adata: AnnData, names: Sequence[str], *, grid_key: str = "grid") -> tuple[list[float], list[float]]:
+    """Return the distances between neighbouring spots of some sections, as coordinates are given and in micrometres.
+
+    Distances that are not known are left out.
+    """
+    spacing, slides = adata.uns[grid_key].get("spacing", {}), adata.uns.get("spatial", {})
+    pitches, pitches_um = [], []
+    for name in names:
+        pitch = float(spacing.get(name, np.nan))
+        slide = slides.get(name) if isinstance(slides, Mapping) else None
+        factors = slide.get("scalefactors", {}) if isinstance(slide, Mapping) else {}
+        if np.isfinite(pitch):
+            pitches.append(pitch)
+            pitches_um += [pitch * float(factors["microns_per_pixel"])] if "microns_per_pixel" in factors else []
+    return pitches, pitches_um
 
 
 @dataclass(frozen=True)
@@ -243,9 +315,13 @@ class SectionData:
         order = np.concatenate([self.rows(name) for name in self.names])
         return np.take(np.concatenate(parts, axis=axis), np.argsort(order), axis=axis).astype(np.float32)
 
-    def spread(self, values: np.ndarray) -> np.ndarray:
-        """Put values of the spots that take part in the order of the whole object; the others get NaN."""
-        whole = np.full((self.n_obs, *values.shape[1:]), np.nan, dtype=np.float32)
+    def spread(self, values: np.ndarray, *, missing: float = np.nan) -> np.ndarray:
+        """Put values of the spots that take part in the order of the whole object; the others get ``missing``.
+
+        Without ``missing`` they get NaN, and the values are float32.
+        """
+        dtype = np.float32 if np.isnan(missing) else values.dtype
+        whole = np.full((self.n_obs, *values.shape[1:]), missing, dtype=dtype)
         whole[self.spot_N] = values
         return whole
 
@@ -259,53 +335,45 @@ def read_section_data(
 ) -> SectionData:
     """Read the sections of a table with their lattice.
 
-    With ``use_rep``, spots whose representation is NaN in every column, such as those outside the image, do not take
-    part; ``hint`` says how to get that representation.
+    Spots outside the tissue do not take part. With ``use_rep``, neither do those whose representation is NaN in every
+    column, such as those outside the image; ``hint`` says how to get that representation.
     """
-    spot_N, part = np.arange(table.n_obs), table
+    outside = find_background(table)
+    warn_of_background(table)
+    missing = np.zeros(table.n_obs, dtype=bool)
     if use_rep is not None:
         require(table.obsm, use_rep, where="obsm", hint=hint)
         values = read_array(table, use_rep, dtype=np.float32).reshape(table.n_obs, -1)
-        spot_N = np.flatnonzero(~np.isnan(values).all(axis=1))
-        n_missing = table.n_obs - len(spot_N)
-        if n_missing == table.n_obs:
+        missing = np.isnan(values).all(axis=1)
+        if missing.all():
             msg = f"adata.obsm[{use_rep!r}] is NaN for all {table.n_obs} spots. {hint}"
             raise ValueError(msg)
-        if n_missing:
+        if (missing & ~outside).any():
+            n_missing = int((missing & ~outside).sum())
             logger.warning("%d of %d spots have no embedding and are left out", n_missing, table.n_obs)
-            part = (table.to_memory() if table.isbacked else table)[spot_N]
+    left_out = outside | missing
+    if left_out.all():
+        msg = f"none of the {table.n_obs} spots is inside the tissue (obs['in_tissue'] is 0) and has an embedding"
+        raise ValueError(msg)
+    spot_N, part = np.flatnonzero(~left_out), table
+    if left_out.any():
+        part = (table.to_memory() if table.isbacked else table)[spot_N]
     sections = read_sections(part, find_library_key(part, library_key))
     return SectionData(part, sections, read_grid(part, sections), spot_N, table.n_obs)
 
 
-def clean_labels(values: pd.Series | Sequence[object]) -> pd.Series:
-    """Return labels as strings, with missing ones (NaN, "", "nan", "NA") as ``None``.
-
-    Whole numbers are written alike whatever their type: a column of integers that lacks some holds floats.
-    """
-    shape = np.asarray(values, dtype=object).shape
-    if len(shape) != 1:
-        msg = f"labels have shape {shape}; pass one label per spot"
-        raise ValueError(msg)
-    labels = pd.Series(values).astype(object)
-    labels = labels.where(labels.notna(), None)
-    return labels.map(_clean_label)
-
-
-def _clean_label(label: object) -> str | None:
-    if isinstance(label, float | np.floating) and label.is_integer():
-        return str(int(label))
-    return None if label is None or str(label).lower() in {"", "nan", "na"} else str(label)
-
-
 def read_labels(adata: AnnData, label_key: str) -> pd.Series:
-    """Read labels as strings, with missing ones (NaN, "", "nan", "NA") as ``None``."""
+    """Read labels as strings, with missing ones (see :func:`strecur._labels.clean_labels`) as ``None``."""
     require(adata.obs, label_key, where="obs", hint="label_key names the column of annotated domains")
     column = adata.obs[label_key]
     if pd.api.types.is_float_dtype(column) and column.nunique() > 100:
         msg = f"adata.obs[{label_key!r}] holds {column.nunique()} different numbers; domains are categories"
         raise ValueError(msg)
-    return clean_labels(column)
+    labels = clean_labels(column)
+    words = sorted(map(str, column[(labels.isna() & column.notna()).to_numpy()].unique()))
+    if words:
+        logger.info("adata.obs[%r]: %s count as missing labels", label_key, words)
+    return labels
 
 
 def read_matrix(adata: AnnData, layer: str | None = None) -> np.ndarray | sparse.csr_matrix:
@@ -318,6 +386,9 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> np.ndarray | sparse
         raise ValueError(msg)
     if hasattr(matrix, "to_memory"):
         matrix = matrix.to_memory()
+    elif hasattr(matrix, "compute"):  # dask, whose chunks may be sparse
+        matrix = matrix.compute()
+        matrix = matrix if sparse.issparse(matrix) else np.asarray(matrix)
     elif not sparse.issparse(matrix):
         matrix = np.asarray(matrix)
     matrix = sparse.csr_matrix(matrix) if sparse.issparse(matrix) else matrix
@@ -336,18 +407,47 @@ def stored_values(matrix: np.ndarray | sparse.csr_matrix) -> np.ndarray:
     return np.asarray(matrix.data if sparse.issparse(matrix) else matrix)
 
 
-def require_counts(matrix: np.ndarray | sparse.csr_matrix) -> None:
-    """Raise unless the matrix holds counts: non-negative integers."""
+def require_counts(matrix: np.ndarray | sparse.csr_matrix, adata: AnnData) -> None:
+    """Raise unless the matrix holds counts: non-negative integers; the message says where the object has some."""
     values = stored_values(matrix)
-    if values.size and values.min() < 0:
-        msg = "negative values where counts are needed; pass raw counts (layer=...) or a representation (use_rep=...)"
-        raise ValueError(msg)
-    if values.size and not np.array_equal(values, np.round(values)):
-        msg = (
-            "non-integer values where counts are needed, as if normalised or log-transformed already; "
-            "pass raw counts (layer=...) or a representation (use_rep=...)"
+    if _are_counts(values):
+        return
+    what = "negative values" if values.min() < 0 else "non-integer values"
+    why = "" if values.min() < 0 else ", as if normalised or log-transformed already"
+    msg = f"{what} where counts are needed{why}; pass raw counts (layer=...) or a representation (use_rep=...)"
+    layers = [name for name, layer in adata.layers.items() if _are_counts(_few_values(layer))]
+    if layers:
+        msg += f". adata.layers[{layers[0]!r}] holds counts: pass layer={layers[0]!r}"
+    elif adata.raw is not None and _are_counts(_few_values(adata.raw.X)):
+        msg += (
+            ". adata.raw holds counts: adata.layers['counts'] = adata.raw[:, adata.var_names].X, and pass "
+            "layer='counts'"
         )
+    raise ValueError(msg)
+
+
+def _are_counts(values: np.ndarray) -> bool:
+    return not values.size or (values.min() >= 0 and np.array_equal(values, np.round(values)))
+
+
+def _few_values(matrix: Any) -> np.ndarray:
+    """Return the values that the first spots of a matrix store."""
+    few = matrix[:100]
+    few = few.compute() if hasattr(few, "compute") else few
+    return stored_values(few)
+
+
+def sections_with_counts(matrix: sparse.csr_matrix, sections: Sections) -> list[str]:
+    """Return the sections in which genes can vary: those of at least two spots with counts; raise if there are none."""
+    counted = np.asarray(matrix.sum(axis=1)).ravel() > 0
+    n_counted = {name: int(counted[sections.rows(name)].sum()) for name in sections.names}
+    few = [name for name, n in n_counted.items() if n < 2]
+    if len(few) == len(n_counted):
+        msg = f"none of the sections {few} has two spots with counts, so no gene varies; check the counts (layer=...)"
         raise ValueError(msg)
+    if few:
+        logger.warning("sections %s have fewer than two spots with counts and choose no genes", few)
+    return [name for name in n_counted if name not in few]
 
 
 def read_array(adata: AnnData, key: str, *, dtype: type = np.float64) -> np.ndarray:
@@ -375,15 +475,9 @@ def read_representation(adata: AnnData, use_rep: str) -> np.ndarray:
     return values
 
 
-def clean_genes(names: Iterable[str]) -> list[str]:
-    """Strip the version from Ensembl ids; other names stay."""
-    return [ENSEMBL_VERSION.sub(r"\1", str(name)) for name in names]
-
-
 def find_genes(adata: AnnData, genes: Sequence[str]) -> tuple[sparse.csr_matrix, list[str]]:
     """Match genes by name like :func:`align_genes`, with any number of matches."""
-    text = [c for c in adata.var.columns if pd.api.types.is_string_dtype(adata.var[c].astype(object))]
-    candidates = [clean_genes(adata.var_names), *(clean_genes(adata.var[c]) for c in text)]
+    candidates = [clean_genes(adata.var_names), *(clean_genes(adata.var[c]) for c in name_columns(adata.var))]
     wanted = pd.Index(clean_genes(genes))
     names = max(candidates, key=lambda c: len(wanted.intersection(c)))
     position = wanted.get_indexer(names)

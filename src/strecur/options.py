@@ -47,9 +47,12 @@ class Features:
     layer
         Layer of raw counts. If ``None`` (default), ``X``.
     size_factor_key
-        Column of ``obs`` with the library size of each spot. For domains, counts are divided by it before the
-        logarithm; if ``None`` (default), they are not normalised, as in the spatial TRM. For expression it belongs to
-        ``target="log2_normalised"``; if ``None``, the sum over all genes of the object.
+        Column of ``obs`` with the library size of each spot. If ``None`` (default), the sum of its counts over all
+        genes of the object; name a column if the object holds a part of the genes that were measured. For expression it
+        belongs to ``target="log2_normalised"``.
+    normalise
+        For domains: divide the counts of each spot by its library size before the logarithm (to 10,000). With
+        ``False`` they are taken as they are, as in the spatial TRM.
     n_genes
         Number of highly variable genes that features of expression are made of, chosen across sections. Not used with
         a ready representation.
@@ -75,6 +78,7 @@ class Features:
 
     layer: str | None = None
     size_factor_key: str | None = None
+    normalise: bool = True
     n_genes: int = 3000
     n_components: int | None = None
     neighbours: Sequence[int] | None = None
@@ -89,6 +93,11 @@ class Features:
             check_several("neighbours", self.neighbours)
             object.__setattr__(self, "neighbours", tuple(self.neighbours))
         check_choice("target", self.target, get_args(Target))
+        if not self.normalise and self.size_factor_key is not None:
+            msg = (
+                f"size_factor_key={self.size_factor_key!r} is what counts are normalised by; leave out normalise=False"
+            )
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Preset", "hist", "paper_domains"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 CELLS_PER_PITCH = 1.5
 
 

@@ -4,6 +4,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import sparse
 
 from strecur._anndata import align_genes, read_sections
@@ -32,7 +34,7 @@ def test_components_equal_those_of_scikit_learn_with_fixed_signs():
     from sklearn.decomposition import PCA
 
     adata = counts()
-    features = fit(adata)
+    features = fit(adata, normalise=False)
     values = np.log2(adata.X.toarray() + 1)
     expected = PCA(5, svd_solver="full").fit(values)
     found = features.transform(adata)
@@ -48,8 +50,20 @@ def test_library_size_is_taken_out():
     deeper.obs["total"] = adata.obs["total"] * 3
     features = fit(adata, size_factor_key="total")
     np.testing.assert_allclose(features.transform(deeper), features.transform(adata), atol=1e-4)
-    plain = fit(adata)
+    plain = fit(adata, normalise=False)
     assert np.abs(plain.transform(deeper) - plain.transform(adata)).max() > 1
+
+
+def test_library_size_is_the_sum_of_the_row_unless_a_column_is_named(caplog):
+    adata = counts()
+    adata.obs["sum"] = np.asarray(adata.X.sum(axis=1)).ravel()
+    caplog.set_level("INFO", logger="strecur")
+    found, expected = fit(adata), fit(adata, size_factor_key="sum")
+    assert caplog.text.count("normalised by their sum over the 40 genes") == 1
+    np.testing.assert_allclose(found.transform(adata), expected.transform(adata), atol=1e-5)
+    empty = adata.copy()
+    empty.X = empty.X.multiply((np.arange(empty.n_obs) > 0)[:, None]).tocsr()
+    assert np.isfinite(fit(empty).transform(empty)).all()
 
 
 def test_variable_genes_are_scanpys_with_the_logarithm_of_base_two():
@@ -57,12 +71,33 @@ def test_variable_genes_are_scanpys_with_the_logarithm_of_base_two():
 
     adata = counts(200, 120)
     sections = read_sections(adata, "section")
-    log_counts = log_normalised(adata, sparse.identity(120, format="csr"), layer=None, size_factor_key=None)
+    log_counts = log_normalised(
+        adata, sparse.identity(120, format="csr"), layer=None, size_factor_key=None, row_sums=False
+    )
     found = highly_variable(log_counts, sections, 30)
     natural = ad.AnnData(log_counts * np.log(2), obs=adata.obs.copy())
     sc.pp.highly_variable_genes(natural, n_top_genes=30, batch_key="section")
     assert found.sum() == 30
     assert np.array_equal(found, natural.var["highly_variable"])
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 30), min_size=1, max_size=4), st.floats(0, 1))
+def test_small_and_empty_sections_choose_genes_or_leave_it_to_the_others(seed, sizes, density):
+    rng = np.random.default_rng(seed)
+    adata = counts(sum(sizes), 40, seed % 1000)
+    adata.obs["section"] = np.repeat([f"s{i}" for i in range(len(sizes))], sizes)
+    adata.X = adata.X.multiply(rng.random((adata.n_obs, 1)) < density).tocsr()
+    log_counts = log_normalised(
+        adata, sparse.identity(40, format="csr"), layer=None, size_factor_key=None, row_sums=False
+    )
+    sections = read_sections(adata, "section")
+    counted = np.asarray(log_counts.sum(axis=1)).ravel() > 0
+    if max(counted[sections.rows(name)].sum() for name in sections.names) < 2:
+        with pytest.raises(ValueError, match="two spots with counts"):
+            highly_variable(log_counts, sections, 10)
+    else:
+        assert highly_variable(log_counts, sections, 10).sum() >= 10
 
 
 def test_genes_are_matched_by_name_in_any_order_and_naming():

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import anndata as ad
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from strecur import pl
-from strecur.pl._colors import PALETTE, UNLABELLED, category_colors
+from strecur.pl._colors import PALETTE, UNLABELLED, category_colors, missing_colors
 
 
 def spots(ax):
@@ -207,6 +208,60 @@ def test_palette_is_distinct_and_continues():
     many = category_colors(adata, "k", names)
     assert list(many.values())[:20] == list(PALETTE)
     assert len(many) == 150
+
+
+@pytest.mark.parametrize("missing", ["nan", "None", "Unknown"])
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_colours_of_scanpy_have_one_for_categories_that_stand_for_missing_labels(missing, place):
+    names = ["L1", "L2", "L3"]
+    categories = [*names[:place], missing, *names[place:]]
+    adata = SimpleNamespace(obs=pd.DataFrame({"k": pd.Categorical(categories, categories=categories)}), is_view=False)
+    stored = {"L1": "#111111", "L2": "#222222", "L3": "#333333", missing: "#FFFFFF"}
+    adata.uns = {"k_colors": [stored[name] for name in categories]}
+    assert category_colors(adata, "k", names) == {name: stored[name] for name in names}
+    adata.uns = {}
+    written = missing_colors(adata, "k", {name: stored[name] for name in names})["k_colors"]
+    assert written == [stored[name] if name in names else UNLABELLED for name in categories]
+
+
+@pytest.mark.parametrize("column", [["L2", "L10", "L1"] * 2, pd.Categorical(["L10", "L2", "L1"] * 2), [10, 2, 1] * 2])
+def test_colours_belong_to_the_categories_that_anndata_makes(column):
+    """Text is made categorical in natural order, whatever the order of the legend."""
+    adata = ad.AnnData(obs=pd.DataFrame({"k": column}, index=list("abcdef")))
+    made = adata.copy()
+    made.strings_to_categoricals()
+    names = [str(name) for name in made.obs["k"].astype("category").cat.categories]
+    adata.uns["k_colors"] = ["#111111", "#222222", "#333333"]
+    assert category_colors(adata, "k", names) == dict(zip(names, adata.uns["k_colors"], strict=True))
+
+
+def test_colours_as_a_mapping_and_as_tuples():
+    obs = pd.DataFrame({"k": pd.Categorical(["b", "a"])}, index=["x", "y"])
+    adata = SimpleNamespace(obs=obs, uns={"k_colors": {"b": "red", "a": "blue"}}, is_view=False)
+    assert category_colors(adata, "k", ["a", "b"]) == {"a": "#0000FF", "b": "#FF0000"}
+    assert missing_colors(adata, "k", {}) == {}
+    adata.uns = {"k_colors": np.array([[0, 0, 1.0], [1.0, 0, 0]])}
+    assert category_colors(adata, "k", ["a", "b"]) == {"a": "#0000FF", "b": "#FF0000"}
+
+
+def test_colours_of_other_categories_are_not_used(caplog):
+    obs = pd.DataFrame({"k": pd.Categorical(["c", "d"])}, index=["x", "y"])
+    adata = SimpleNamespace(obs=obs, uns={"k_colors": ["red", "green", "blue"]}, is_view=False)
+    assert list(category_colors(adata, "k", ["c", "d"]).values()) == list(PALETTE[:2])
+    assert "3 colours for the 2 categories" in caplog.text
+    adata.uns["k_colors"] = ["red", "no colour"]
+    with pytest.raises(ValueError, match="'no colour', which is not a colour"):
+        category_colors(adata, "k", ["c", "d"])
+
+
+@pytest.mark.parametrize("text_of_pandas_3", [False, True])
+def test_unlabelled_spots_are_in_the_legend_with_every_type_of_text(hex_sections, text_of_pandas_3):
+    with pd.option_context("future.infer_string", text_of_pandas_3):
+        hex_sections.obs["mine"] = pd.Series(hex_sections.obs["layer"].astype(object).to_list()).to_numpy()
+        hex_sections.obs["mine"] = hex_sections.obs["mine"].astype("str" if text_of_pandas_3 else object)
+        hex_sections.obs.loc[hex_sections.obs_names[:3], "mine"] = None
+        axes = pl.domains(hex_sections, "mine", library_key="sample")
+    assert axes[0].figure.legends[0].get_texts()[-1].get_text() == "unlabelled"
 
 
 def test_legend_titles_and_scores(hex_sections):

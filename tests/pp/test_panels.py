@@ -168,9 +168,28 @@ def test_what_is_not_counts_raises(counts):
         panel(adata, 50)
 
 
-def test_section_of_one_spot_raises(counts):
-    with pytest.raises(ValueError, match="section 'B' has 1 spots with counts"):
-        panel(counts[: N_SPOTS + 1].copy(), 50)
+@pytest.mark.parametrize("n_spots", [1, 20])
+def test_sections_in_which_no_gene_varies_leave_the_panel_to_the_others(counts, n_spots, caplog):
+    adata = counts[: N_SPOTS + n_spots].copy()
+    if n_spots > 1:
+        adata.X = adata.X.multiply((adata.obs["section"] == "A").to_numpy()[:, None]).tocsr()
+    panel(adata, 50)
+    assert "sections ['B'] have fewer than two spots with counts" in caplog.text
+    with pytest.raises(ValueError, match="none of the sections \\['B'\\] has two spots with counts"):
+        panel(adata[N_SPOTS : N_SPOTS + 1].copy(), 50)
+
+
+def test_ensembl_ids_without_symbols_warn_that_no_gene_is_excluded(counts, caplog):
+    adata = counts.copy()
+    first = panel(adata, 1)[0]
+    adata.var["symbol"] = [f"MT-CO{i}" if name == first else name for i, name in enumerate(adata.var_names)]
+    adata.var_names = [f"ENSG{i:011d}" for i in range(adata.n_vars)]
+    excluded = adata.var_names[adata.var["symbol"].str.startswith("MT-")][0]
+    assert excluded not in panel(adata, 50)
+    assert "no symbols" not in caplog.text
+    del adata.var["symbol"]
+    assert excluded in panel(adata, 50)
+    assert "Ensembl ids and no symbols" in caplog.text
 
 
 def test_gene_that_one_section_lacks_is_told(counts, caplog):

@@ -9,3 +9,7 @@ from strecur.datasets._protocols import read_genes, read_split
 from strecur.datasets._synthetic import synthetic_sections
 
 __all__ = ["dlpfc", "her2st", "mob", "read_genes", "read_split", "synthetic_sections"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from strecur._anndata import clean_labels, logger, require
+from strecur._anndata import logger, require
+from strecur._labels import clean_labels
 from strecur._settings import settings
 from strecur.datasets._download import DownloadError
 

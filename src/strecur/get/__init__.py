@@ -6,3 +6,7 @@ from strecur.get._annotation import annotation, outlines, write_annotation
 from strecur.get._expression import expression
 
 __all__ = ["annotation", "expression", "outlines", "write_annotation"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-CARRIED = ("spatial", "grid")
 BESIDE = ("_network", "_linear", "_log2", "_sample")
 
 
@@ -39,8 +38,8 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
       predicted counts of all spots, which scanpy can normalise;
     - ``var``: reliability of every gene;
     - ``uns["target"]``: scale of the predictions;
-    - ``obs``, ``obsm["spatial"]``, ``obsm["grid"]``, their entries in ``uns``, and the colours of categories: as in
-      ``adata``.
+    - ``obs``, ``obsm["spatial"]`` (and the coordinates of the lattice, if they have another key), ``obsm["grid"]``,
+      their entries in ``uns``, and the colours of categories: as in ``adata``.
 
     Raises
     ------
@@ -80,11 +79,12 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
     if values.shape != (table.n_obs, len(genes)):
         msg = f"obsm[{key!r}] has shape {values.shape}, but {len(genes)} genes were predicted. {hint}"
         raise ValueError(msg)
-    carried = [name for name in (*CARRIED, *(f"{column}_colors" for column in table.obs)) if name in table.uns]
+    places = dict.fromkeys(["spatial", _anndata.find_spatial_key(table, None), "grid"])
+    carried = [name for name in (*places, *(f"{column}_colors" for column in table.obs)) if name in table.uns]
     return AnnData(
         values.astype(np.int32 if values.dtype.kind in "iu" else np.float32),
         obs=table.obs.copy(),
         var=reliability.reindex(genes),
-        obsm={name: np.array(table.obsm[name]) for name in CARRIED if name in table.obsm},
+        obsm={name: np.array(table.obsm[name]) for name in places if name in table.obsm},
         uns={name: table.uns[name] for name in carried} | {"target": target},
     )

@@ -45,3 +45,7 @@ __all__ = [
     "rvd_std",
     "zero_scores",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

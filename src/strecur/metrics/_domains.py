@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.metrics import accuracy_score, adjusted_rand_score, f1_score, normalized_mutual_info_score
 
-from strecur._anndata import clean_labels
 from strecur._arguments import check_whole
+from strecur._labels import clean_labels
 from strecur.metrics._arrays import require_same_labels
 
 if TYPE_CHECKING:

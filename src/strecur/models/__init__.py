@@ -8,3 +8,7 @@ from strecur.models.io.folders import ModelFolderError
 from strecur.models.loading import load_model
 
 __all__ = ["DomainModel", "ExpressionModel", "LinearExpressionModel", "ModelFolderError", "load_model"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from strecur._anndata import clean_genes, find_genes
+from strecur._anndata import find_genes
 from strecur._arguments import as_names
+from strecur._genes import clean_genes
 from strecur.pp import high_mean_high_variance_genes
 
 if TYPE_CHECKING:

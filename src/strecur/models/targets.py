@@ -78,7 +78,7 @@ def fit_target(adata: AnnData, genes: Sequence[str], options: Features) -> Expre
 def read_counts(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
     """Read raw counts, spots × genes float32."""
     counts = read_matrix(adata, layer)
-    require_counts(counts)
+    require_counts(counts, adata)
     return sparse.csr_matrix(counts, dtype=np.float32)
 
 

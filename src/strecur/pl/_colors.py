@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.colors import to_hex
+from natsort import natsorted
 
-from strecur._anndata import clean_labels
+from strecur._anndata import logger
+from strecur._labels import clean_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,7 +35,7 @@ def read_categories(column: pd.Series) -> list[str]:
     Whole numbers come first, sorted by value.
     """
     if isinstance(column.dtype, pd.CategoricalDtype):
-        return list(clean_labels(list(column.cat.categories)).dropna())
+        return list(dict.fromkeys(clean_labels(list(column.cat.categories)).dropna()))
     names = clean_labels(column).dropna().unique()
     return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
 
@@ -45,10 +48,8 @@ def category_colors(adata: AnnData, key: str, names: Sequence[str], *, like: str
     """
     known: dict[str, str] = {}
     for column in (key, like):
-        if column in adata.obs and f"{column}_colors" in adata.uns:
-            stored = [to_hex(color).upper() for color in adata.uns[f"{column}_colors"]]
-            # in the order of all categories; too short if categories were added since
-            known = dict(zip(read_categories(adata.obs[column]), stored, strict=False)) | known
+        if column is not None and column in adata.obs and f"{column}_colors" in adata.uns:
+            known = stored_colors(adata, column) | known
     used = {known[name] for name in names if name in known}
     palette = _palette(len(names) + len(used))
     for position, name in enumerate(names):
@@ -59,6 +60,49 @@ def category_colors(adata: AnnData, key: str, names: Sequence[str], *, like: str
     return {name: known[name] for name in names}
 
 
+def stored_colors(adata: AnnData, key: str) -> dict[str, str]:
+    """Return the colours of ``uns[f"{key}_colors"]`` by label.
+
+    A list has the colours of all categories in their order, also of those that stand for missing labels; it may be too
+    short if categories were added since. A longer one belongs to other categories and is ignored. A mapping has its
+    names beside the colours.
+    """
+    stored = adata.uns[f"{key}_colors"]
+    if isinstance(stored, Mapping):
+        pairs = [*stored.items()]
+    else:
+        categories = _all_categories(adata.obs[key])
+        if len(stored) > len(categories):
+            logger.warning(
+                "uns[%r] has %d colours for the %d categories of obs[%r] and is not used",
+                *(f"{key}_colors", len(stored), len(categories), key),
+            )
+            return {}
+        pairs = list(zip(categories, stored, strict=False))
+    labels = clean_labels([category for category, _ in pairs])
+    return {
+        label: as_hex(color, key)
+        for label, (_, color) in zip(labels, pairs, strict=True)
+        if label is not None  # a category such as "nan" has a place in the list
+    }
+
+
+def as_hex(color: Any, key: str) -> str:
+    """Return a colour as upper-case hex."""
+    try:
+        return to_hex(color).upper()
+    except ValueError as error:
+        msg = f"adata.uns[{f'{key}_colors'!r}] holds {color!r}, which is not a colour; correct or delete it"
+        raise ValueError(msg) from error
+
+
+def _all_categories(column: pd.Series) -> list[object]:
+    """Return the categories of a column in their order; text gets those that anndata and scanpy would give it."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return list(column.cat.categories)
+    return list(natsorted(column.dropna().unique(), key=str))
+
+
 def legend_colors(colors: dict[str, str], *, unlabelled: bool) -> dict[str, str]:
     """Return the entries of a legend: the colours and, if needed, the one of unlabelled spots."""
     return colors | ({"unlabelled": UNLABELLED} if unlabelled else {})
@@ -67,12 +111,14 @@ def legend_colors(colors: dict[str, str], *, unlabelled: bool) -> dict[str, str]
 def missing_colors(adata: AnnData, key: str, colors: dict[str, str]) -> dict[str, list[str]]:
     """Return the entry to add to ``uns`` if some categories of ``obs[key]`` have no colour there.
 
-    It is empty for a view, since writing to a view copies the whole object.
+    It has a colour for every category, as scanpy expects, that of unlabelled spots for those that stand for missing
+    labels. It is empty for a view, since writing to a view copies the whole object, and where colours are a mapping.
     """
-    names = read_categories(adata.obs[key])
-    if adata.is_view or len(adata.uns.get(f"{key}_colors", [])) >= len(names):
+    stored = adata.uns.get(f"{key}_colors", [])
+    categories = _all_categories(adata.obs[key])
+    if adata.is_view or isinstance(stored, Mapping) or len(stored) == len(categories):
         return {}
-    return {f"{key}_colors": [colors[name] for name in names]}
+    return {f"{key}_colors": [colors.get(str(label), UNLABELLED) for label in clean_labels(categories)]}
 
 
 def _palette(n: int) -> Sequence[str]:

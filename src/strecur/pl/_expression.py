@@ -101,7 +101,7 @@ def _read_counts(table: AnnData, genes: list[str], layer: str | None) -> pd.Data
         # with H&E only, X may be missing
         return pd.DataFrame(index=range(table.n_obs))
     counts = read_matrix(table, layer) @ projection[:, found]
-    require_counts(counts)
+    require_counts(counts, table)
     counts = counts.toarray() if hasattr(counts, "toarray") else counts
     return pd.DataFrame(counts, columns=[genes[i] for i in found])
 

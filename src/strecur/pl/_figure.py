@@ -161,9 +161,23 @@ def one_or_all(axes: list[Axes]) -> Axes | list[Axes]:
     return axes[0] if len(axes) == 1 else axes
 
 
+class AxesList(list):
+    """List of axes that a notebook shows as its figure alone."""
+
+    def _ipython_display_(self) -> None:
+        """Print nothing beside the figure."""
+
+
+def _print_nothing() -> None:
+    """Print nothing beside the figure."""
+
+
 def finish(drawn: Drawn, *, show: bool | None) -> Drawn | None:
-    """Show the figure if ``show``; otherwise return ``drawn``."""
+    """Show the figure if ``show``; otherwise return ``drawn``, which a notebook does not print beside the figure."""
     if not show:
+        if isinstance(drawn, list):
+            return cast("Drawn", AxesList(drawn))
+        cast("Any", drawn)._ipython_display_ = _print_nothing
         return drawn
     import matplotlib.pyplot as plt
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from strecur._anndata import read_array, read_grid, require
+from strecur._anndata import find_spatial_key, read_array, read_grid, require
 from strecur.pl._figure import MAX_COLUMNS, make_panels
 from strecur.pl._results import choose_sections
 from strecur.pl._spots import SectionMap, pitch
@@ -36,9 +36,10 @@ class MapFigure:
         library_key: str | None,
         library_id: str | Sequence[str] | None,
         img: bool,
-        spatial_key: str,
+        spatial_key: str | None,
     ) -> MapFigure:
         """Read where to draw the spots of the chosen sections of the result ``key``."""
+        spatial_key = find_spatial_key(table, spatial_key)
         chosen = choose_sections(table, key, library_key=library_key, library_id=library_id)
         sections: list[SectionMap] = []
         grid = None

@@ -57,7 +57,7 @@ def marker_panel(
     library_key: str | None = None,
     library_id: str | None = None,
     img: bool = True,
-    spatial_key: str = "spatial",
+    spatial_key: str | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     table_key: str | None = None,
@@ -93,7 +93,8 @@ def marker_panel(
         Plot the tissue image on the left of every row, if there is one. If the lattice is rotated or mirrored relative
         to the image, spots are circles at their coordinates.
     spatial_key
-        Key of ``obsm`` with the coordinates (x, y) of the spots, used for images and irregular layouts.
+        Key of ``obsm`` with the coordinates (x, y) of the spots, used for images and irregular layouts. If
+        ``None`` (default), the one given to :func:`strecur.pp.to_grid`, else ``"spatial"``.
     ax
         Axes to plot on, one per panel in reading order. If ``None`` (default), a new figure.
     show

@@ -31,7 +31,7 @@ def refinement(
     library_id: str | Sequence[str] | None = None,
     img: bool = False,
     alpha: float = 1.0,
-    spatial_key: str = "spatial",
+    spatial_key: str | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     table_key: str | None = None,
@@ -58,7 +58,8 @@ def refinement(
     alpha
         Opacity of the spots, between 0 and 1.
     spatial_key
-        Key of ``obsm`` with the coordinates (x, y) of the spots, used for images and irregular layouts.
+        Key of ``obsm`` with the coordinates (x, y) of the spots, used for images and irregular layouts. If
+        ``None`` (default), the one given to :func:`strecur.pp.to_grid`, else ``"spatial"``.
     ax
         Axes to plot on, one per panel in reading order. If ``None`` (default), a new figure.
     show

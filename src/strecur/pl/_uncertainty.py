@@ -34,7 +34,7 @@ def confidence(
     library_key: str | None = None,
     library_id: str | Sequence[str] | None = None,
     img: bool = False,
-    spatial_key: str = "spatial",
+    spatial_key: str | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     table_key: str | None = None,
@@ -58,7 +58,8 @@ def confidence(
     img
         Plot the tissue image behind the spots, if there is one.
     spatial_key
-        Key of ``obsm`` with the coordinates (x, y) of the spots, used for images and irregular layouts.
+        Key of ``obsm`` with the coordinates (x, y) of the spots, used for images and irregular layouts. If
+        ``None`` (default), the one given to :func:`strecur.pp.to_grid`, else ``"spatial"``.
     ax
         Axes to plot on, one per panel in reading order. If ``None`` (default), a new figure.
     show

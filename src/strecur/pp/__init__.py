@@ -22,3 +22,7 @@ __all__ = [
     "tile_image",
     "to_grid",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

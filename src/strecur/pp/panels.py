@@ -10,6 +10,7 @@ from scipy import sparse
 
 from strecur import _anndata
 from strecur._arguments import as_names, check_whole
+from strecur._genes import are_all_ids, is_mitochondrial_or_ribosomal
 from strecur._threads import threads_kept
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 logger = logging.getLogger("strecur")
-
-EXCLUDED_PREFIXES = ("MT", "mt", "RPS", "RPL")
 
 
 def high_mean_high_variance_genes(
@@ -39,9 +38,10 @@ def high_mean_high_variance_genes(
 
     Genes that are highly variable in at least one section (empty spots and genes dropped, counts normalised to the
     median total, log1p) are ranked by mean and by standard deviation of their raw counts over all spots. The panel are
-    the genes among the first ``cutoff`` of both lists (protocol of Stem, Zhu et al. 2025). Pass the training sections
-    only, joined on their common genes (``anndata.concat(..., join="inner")``); a panel chosen with the test section
-    leaks information.
+    the genes among the first ``cutoff`` of both lists (protocol of Stem, Zhu et al. 2025), without mitochondrial and
+    ribosomal ones (MT-…, RPS…, RPL… of human, mouse and other species; not MTOR, MT1X or RPS6KA1). Pass the training
+    sections only, joined on their common genes (``anndata.concat(..., join="inner")``); a panel chosen with the test
+    section leaks information. Sections of fewer than two spots with counts choose no genes.
 
     Parameters
     ----------
@@ -60,8 +60,8 @@ def high_mean_high_variance_genes(
     layer
         Layer of raw counts. If ``None`` (default), ``X``.
     gene_symbols
-        Column of ``var`` with gene symbols, by which mitochondrial and ribosomal genes (MT…, mt…, RPS…, RPL…) are
-        excluded. If ``None`` (default), ``var_names``.
+        Column of ``var`` with gene symbols, by which mitochondrial and ribosomal genes are excluded. If ``None``
+        (default), ``var_names`` and all text columns of ``var``.
     n_top_genes
         Number of highly variable genes per section.
     table_key
@@ -102,12 +102,15 @@ def high_mean_high_variance_genes(
         raise KeyError(msg)
     sections = _anndata.read_sections(table, _anndata.find_library_key(table, library_key))
     counts = sparse.csr_matrix(_anndata.read_matrix(table, layer))
-    _anndata.require_counts(counts)
+    _anndata.require_counts(counts, table)
 
-    symbols = table.var_names if gene_symbols is None else table.var[gene_symbols].astype(str)
-    allowed = ~symbols.str.startswith(EXCLUDED_PREFIXES)
-    variable = _variable_genes(counts, sections, n_top_genes)
-    candidates = np.flatnonzero(variable & np.asarray(allowed))
+    if are_all_ids(table.var, gene_symbols):
+        logger.warning(
+            "genes have Ensembl ids and no symbols, so mitochondrial and ribosomal ones are not excluded; add the "
+            "symbols as a column of adata.var"
+        )
+    excluded = is_mitochondrial_or_ribosomal(table.var, gene_symbols)
+    candidates = np.flatnonzero(_variable_genes(counts, sections, n_top_genes) & ~excluded)
     mean_rank, sd_rank = _ranks(counts[:, candidates])
     # A gene is in the panel of cut-off N if both its ranks are below N.
     needed = np.maximum(mean_rank, sd_rank) + 1
@@ -132,15 +135,13 @@ def _variable_genes(counts: sparse.csr_matrix, sections: _anndata.Sections, n_to
     from anndata import AnnData
 
     variable = np.zeros(counts.shape[1], dtype=bool)
+    usable = _anndata.sections_with_counts(counts, sections)
     with threads_kept():
-        for name in sections.names:
+        for name in usable:
             section = AnnData(counts[sections.rows(name)].astype(np.float32))
             section.var["position"] = np.arange(section.n_vars)
             sc.pp.filter_cells(section, min_counts=1)
             sc.pp.filter_genes(section, min_counts=1)
-            if section.n_obs < 2:
-                msg = f"section {name!r} has {section.n_obs} spots with counts; at least 2 are needed"
-                raise ValueError(msg)
             sc.pp.normalize_total(section)
             sc.pp.log1p(section)
             sc.pp.highly_variable_genes(section, n_top_genes=min(n_top_genes, section.n_vars))

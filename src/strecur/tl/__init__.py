@@ -22,3 +22,7 @@ __all__ = [
     "train_expression",
     "trm_domains",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

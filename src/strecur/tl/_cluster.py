@@ -9,7 +9,9 @@ import pandas as pd
 from strecur._anndata import (
     check_free,
     check_key,
+    find_background,
     find_library_key,
+    find_spatial_key,
     open_table,
     read_array,
     read_representation,
@@ -43,7 +45,7 @@ def cluster_latent(
     use_rep: str = "trm_domains_latent",
     spatial_weight: float = 0.0,
     library_key: str | None = None,
-    spatial_key: str = "spatial",
+    spatial_key: str | None = None,
     method: Literal["kmeans", "gmm"] = "kmeans",
     rng: int = 0,
     key_added: str = "latent_domains",
@@ -74,7 +76,8 @@ def cluster_latent(
         Column of ``obs`` with the section of each spot. If ``None`` (default), the one given to
         :func:`strecur.pp.to_grid`.
     spatial_key
-        Key of ``obsm`` with the coordinates (x, y) of the spots.
+        Key of ``obsm`` with the coordinates (x, y) of the spots. If
+        ``None`` (default), the one given to :func:`strecur.pp.to_grid`, else ``"spatial"``.
     method
         k-means, or a Gaussian mixture whose components have one common covariance.
     rng
@@ -91,7 +94,7 @@ def cluster_latent(
     ``None``, or with ``copy=True`` the AnnData. Writes, with ``key`` for ``key_added``:
 
     ``obs[key]``
-        Cluster of each spot (categorical), ``"0"`` being the largest.
+        Cluster of each spot (categorical), ``"0"`` being the largest; missing outside the tissue.
     ``uns[key]``
         ``params`` and ``stability`` (a table of n_domains and stability, one row per number that was tried).
 
@@ -128,14 +131,17 @@ def cluster_latent(
         raise ValueError(msg)
     table = open_table(adata, table_key=table_key, copy=copy)
     check_free(table, key_added, default="latent_domains")
-    library_key = find_library_key(table, library_key)
-    candidates = choose_candidates(n_domains, table.n_obs)
-    features = unit_length(read_representation(table, use_rep))
+    library_key, spatial_key = find_library_key(table, library_key), find_spatial_key(table, spatial_key)
+    inside = ~find_background(table)
+    part = table if inside.all() else table[inside]
+    candidates = choose_candidates(n_domains, part.n_obs)
+    features = unit_length(read_representation(part, use_rep))
     if spatial_weight:
-        features = np.hstack([features, spatial_weight * read_places(table, library_key, spatial_key)])
+        features = np.hstack([features, spatial_weight * read_places(part, library_key, spatial_key)])
     stability = [measure_stability(features, n, method, rng) for n in candidates]
     n_domains = most_stable(candidates, stability)
-    codes = by_size(make_clusterer(n_domains, method, rng).fit(features).predict(features))
+    codes = np.full(table.n_obs, -1)
+    codes[inside] = by_size(make_clusterer(n_domains, method, rng).fit(features).predict(features))
     params = {
         "n_domains": n_domains,
         "use_rep": use_rep,

@@ -171,7 +171,8 @@ def trm_domains(
     ``None``, or with ``copy=True`` the AnnData. Writes, with ``key`` for ``key_added``:
 
     ``obs[key]``
-        Domain of each spot (categorical of the training labels); missing where the confidence is below ``abstain``.
+        Domain of each spot (categorical of the training labels); missing where the confidence is below ``abstain``, and
+        outside the tissue (``obs["in_tissue"]`` is 0), where all results are missing: NaN, false, step 0 and index -1.
     ``obs[f"{key}_confidence"]``
         Probability of the most probable domain (float32).
     ``obs[f"{key}_settling_step"]``
@@ -250,8 +251,8 @@ def trm_domains(
         obs["_set_size"] = obsm["_set"].sum(axis=1)
     write(
         table,
-        obs={f"{key_added}{name}": values for name, values in obs.items()},
-        obsm={f"{key_added}{name}": values for name, values in obsm.items()},
+        obs={f"{key_added}{name}": of_all_spots(data, values) for name, values in obs.items()},
+        obsm={f"{key_added}{name}": of_all_spots(data, values) for name, values in obsm.items()},
         uns={key_added: record},
     )
     return table if copy else None
@@ -290,6 +291,19 @@ def label_spots(
         obs["_agreement"] = data.join(agreement)
         by_section["disagreement"] = [answer.disagreement for answer in answers]
     return obs, obsm, by_section
+
+
+def of_all_spots(data: SectionData, values: np.ndarray | pd.Categorical) -> np.ndarray | pd.Categorical:
+    """Return values in the order of the whole object, missing for spots outside the tissue.
+
+    Missing are no category, NaN, false, code -1 and step 0.
+    """
+    if isinstance(values, pd.Categorical):
+        codes = data.spread(np.asarray(values.codes), missing=UNLABELLED)
+        return pd.Categorical.from_codes(codes, values.categories)
+    if values.dtype.kind == "f":
+        return data.spread(values)
+    return data.spread(values, missing=UNLABELLED if values.dtype == np.int16 else 0)
 
 
 def check_calibration(model: DomainModel, coverage: float | None, abstain: float) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from strecur import metrics
-from strecur._anndata import read_labels, read_section_data, read_sections
+from strecur._anndata import find_background, read_labels, read_section_data, read_sections
 from strecur.models.linear import fit_linear_domains
 from strecur.models.targets import counted_spots, read_counts
 from strecur.tl._domains import train_domains, trm_domains
@@ -89,13 +89,14 @@ class DomainScoring(Scoring):
         own = slice(model.features.width)  # neighbourhoods stand behind
         fitted = fit_linear_domains(columns_NF[:, own], target_N, len(model.labels))
         labels = np.array(model.labels, dtype=object)
-        single = labels[fitted.predict_proba(new_MF[:, own]).argmax(axis=1)]
-        return {LINEAR: test.obs[f"{KEY}_linear"], SINGLE_SPOTS: pd.Series(single, index=test.obs_names)}
+        single = pd.Series(np.full(test.n_obs, None, dtype=object), index=test.obs_names)
+        single.iloc[~find_background(test)] = labels[fitted.predict_proba(new_MF[:, own]).argmax(axis=1)]
+        return {LINEAR: test.obs[f"{KEY}_linear"], SINGLE_SPOTS: single}
 
     def input_of(self, part: AnnData, model: DomainModel) -> tuple[np.ndarray, np.ndarray]:
         """Return the features of all spots, and the domains of those the model learned from, -1 for the others."""
         data = read_section_data(part, self.library_key)
-        target_N = pd.Index(model.labels).get_indexer(read_labels(part, self.label_key))
+        target_N = pd.Index(model.labels).get_indexer(read_labels(data.table, self.label_key))
         own_N = np.isin(np.array(data.names)[data.sections.codes], model.sections)
         return model.features.inputs(data).columns_NF, np.where(own_N, target_N, -1)
 

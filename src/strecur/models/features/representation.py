@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from strecur._anndata import read_representation, require
+from strecur._anndata import find_spatial_key, read_array, read_representation, require
 from strecur._geometry import COMPOSE, ELEMENTS, KEEP_ROWS
 from strecur.models.features.components import fit_components
 
@@ -129,9 +129,10 @@ def read_views(adata: AnnData, use_rep: str) -> np.ndarray:
 
 def orientation(adata: AnnData, grid: Grid, rows: np.ndarray) -> int:
     """Return the symmetry that maps the image of a section onto its lattice; the identity without coordinates."""
-    if "spatial" not in adata.obsm:
+    spatial_key = find_spatial_key(adata, None)
+    if spatial_key not in adata.obsm:
         return 0
-    xy = np.asarray(adata.obsm["spatial"], dtype=np.float64)[rows, :2]
+    xy = read_array(adata, spatial_key)[rows, :2]
     known = np.isfinite(xy).all(axis=1)
     if known.sum() < 2:
         return 0

@@ -12,6 +12,7 @@ from strecur._anndata import SectionData, Sections, read_representation, require
 from strecur._arguments import filled
 from strecur._geometry import physical_positions
 from strecur.models.features.expression import ExpressionFeatures, fit_expression_features
+from strecur.models.features.lattices import TrainingLattices, read_lattices
 from strecur.models.features.neighbourhood import neighbourhood_means, standardise
 from strecur.models.features.representation import RepresentationFeatures, fit_representation
 from strecur.models.novelty import FamiliarSections, find_familiar
@@ -64,6 +65,8 @@ class SpotFeatures:
         Append means over this many nearest spots.
     familiar
         Means of the training sections.
+    lattices
+        Lattices of the training sections; ``None`` for models of earlier versions.
     """
 
     source: ExpressionFeatures | RepresentationFeatures | str
@@ -71,6 +74,7 @@ class SpotFeatures:
     standardised: bool
     neighbours: tuple[int, ...]
     familiar: FamiliarSections | None = None
+    lattices: TrainingLattices | None = None
 
     @property
     def n_columns(self) -> int:
@@ -83,7 +87,9 @@ class SpotFeatures:
         return self.source.use_rep if isinstance(self.source, RepresentationFeatures) else None
 
     def inputs(self, data: SectionData) -> Inputs:
-        """Compute the features of all spots."""
+        """Compute the features of all spots; warn if their lattice differs from those of the training."""
+        if self.lattices is not None:
+            self.lattices.warn_of_differences(data)
         values = self.representation(data.table)
         views = self.views(data)
         columns = views[0] if views else self.columns(values, data)
@@ -138,14 +144,14 @@ def fit_domain_features(
     data: SectionData, training: Sequence[str], use_rep: str | None, options: Features, rng: int
 ) -> SpotFeatures:
     """Fit features of expression, or of a representation as it is, on the training sections alone."""
-    neighbours = tuple(options.neighbours or ())
+    neighbours, lattices = tuple(options.neighbours or ()), read_lattices(data, training)
     if use_rep is not None:
         if options.layer is not None or options.size_factor_key is not None:
             msg = "use_rep takes a ready representation; layer and size_factor_key are for expression"
             raise ValueError(msg)
         values = read_representation(data.table, use_rep)
         familiar = find_familiar(values, data.sections, training)
-        return SpotFeatures(use_rep, values.shape[1], options.standardise, neighbours, familiar)
+        return SpotFeatures(use_rep, values.shape[1], options.standardise, neighbours, familiar, lattices)
     in_training = data.within(training)
     table = data.table
     part = table[in_training].to_memory() if table.isbacked else table[in_training]
@@ -153,7 +159,7 @@ def fit_domain_features(
     own = Sections(codes, list(training))
     source = fit_expression_features(part, own, options, rng)
     familiar = find_familiar(source.transform(part), own, training)
-    return SpotFeatures(source, source.components_GP.shape[1], options.standardise, neighbours, familiar)
+    return SpotFeatures(source, source.components_GP.shape[1], options.standardise, neighbours, familiar, lattices)
 
 
 def fit_image_features(
@@ -164,7 +170,8 @@ def fit_image_features(
     source = fit_representation(data.table, rows, use_rep, n_components=filled(options.n_components), rng=rng)
     familiar = find_familiar(source.transform(data.table), data.sections, training)
     width = source.components_FP.shape[1]
-    return SpotFeatures(source, width, options.standardise, tuple(options.neighbours or ()), familiar)
+    neighbours, lattices = tuple(options.neighbours or ()), read_lattices(data, training)
+    return SpotFeatures(source, width, options.standardise, neighbours, familiar, lattices)
 
 
 SOURCES = {"expression": ExpressionFeatures, "representation": RepresentationFeatures}
@@ -174,6 +181,8 @@ def features_to_saved(features: SpotFeatures) -> tuple[dict[str, Any], dict[str,
     """Split features into JSON values and arrays."""
     values: dict[str, Any] = {"width": features.width, "standardised": features.standardised}
     values["neighbours"] = list(features.neighbours)
+    if features.lattices is not None:
+        values["lattices"] = {k: list(v) if k != "layout" else v for k, v in vars(features.lattices).items()}
     arrays: dict[str, np.ndarray] = {}
     if features.familiar is not None:
         arrays |= {f"features.{name}": value for name, value in asdict(features.familiar).items()}
@@ -196,4 +205,9 @@ def features_from_saved(values: Mapping[str, Any], arrays: Mapping[str, np.ndarr
     familiar = None
     if "features.means_SP" in arrays:
         familiar = FamiliarSections(arrays["features.means_SP"], arrays["features.scale_P"])
-    return SpotFeatures(source, values["width"], values["standardised"], tuple(values["neighbours"]), familiar)
+    lattices = None
+    if "lattices" in values:
+        saved = values["lattices"]
+        lattices = TrainingLattices(saved["layout"], tuple(saved["pitch"]), tuple(saved["pitch_um"]))
+    neighbours = tuple(values["neighbours"])
+    return SpotFeatures(source, values["width"], values["standardised"], neighbours, familiar, lattices)

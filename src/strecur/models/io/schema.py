@@ -53,6 +53,7 @@ class Expression(TypedDict):
     genes: list[str]
     size_factor_key: str | None
     layer: str | None
+    row_sums: NotRequired[bool]
 
 
 class Representation(TypedDict):
@@ -63,12 +64,21 @@ class Representation(TypedDict):
     record: dict[str, Any]
 
 
+class Lattices(TypedDict):
+    """Layout of the training sections, and distances between their spots."""
+
+    layout: Literal["hex", "square", "irregular"]
+    pitch: list[float]
+    pitch_um: list[float]
+
+
 class Features(TypedDict):
     """Features made from one of three sources."""
 
     width: int
     standardised: bool
     neighbours: list[int]
+    lattices: NotRequired[Lattices]
     use_rep: NotRequired[str]
     expression: NotRequired[Expression]
     representation: NotRequired[Representation]

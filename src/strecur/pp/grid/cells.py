@@ -19,7 +19,7 @@ def place_cells(xy: np.ndarray, *, cells_per_pitch: float) -> Placement:
     Parameters
     ----------
     xy
-        Coordinates, cells × 2, sorted and without duplicates.
+        Coordinates, cells × 2, sorted; cells that share them get neighbouring sites.
     cells_per_pitch
         Sites per typical distance between cells.
 
@@ -27,11 +27,12 @@ def place_cells(xy: np.ndarray, *, cells_per_pitch: float) -> Placement:
     -------
     The placement; rows follow y, columns follow x.
     """
-    pitch = local_pitch(xy)
+    pitch = local_pitch(np.unique(xy, axis=0))
     if len(xy) == 1:
         return Placement(np.zeros((1, 2), dtype=np.int64), pitch, np.zeros(1))
+    scale = 1.0 if np.isnan(pitch) else cells_per_pitch / pitch  # all cells may share one place
     # Steps of 1e-6 sites make ties exact, whatever was added to the coordinates.
-    position = np.round((xy - xy.min(axis=0))[:, ::-1] * (cells_per_pitch / pitch), 6)
+    position = np.round((xy - xy.min(axis=0))[:, ::-1] * scale, 6)
     sites = np.floor(position + 0.5).astype(np.int64)
     miss = np.round(np.linalg.norm(position - sites, axis=1), 6)
     closest_first = np.argsort(miss, kind="stable")

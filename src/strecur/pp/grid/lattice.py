@@ -9,9 +9,6 @@ from scipy.spatial import cKDTree
 
 from strecur.pp.grid.placement import Placement, site_ids
 
-MIN_SPOTS = 8
-"""With fewer spots, a lattice cannot be told from chance."""
-
 NEIGHBOURS = {"hex": 6, "square": 4}
 STEPS = {"hex": np.array([[1, 0], [0, 1], [-1, 1]]), "square": np.array([[1, 0], [0, 1]])}
 """Half of the steps to the nearest sites, in units of the two lattice vectors."""
@@ -36,6 +33,10 @@ MIN_AGREEMENT = 0.95
 
 MAX_MISS = 0.25
 """Root mean square deviation of steps, in pitches, that jitter and warps may cause; unordered spots have 0.32."""
+
+
+MAX_STRAY = 0.01
+"""Share of spots that may fall on the site of another one, to which they do not belong; one may in any section."""
 
 
 class NoLatticeError(ValueError):
@@ -96,9 +97,10 @@ def fit_lattice(xy: np.ndarray, layout: str) -> Placement:
     pitch = _pitch(basis, layout)
 
     shared_sites = len(index) - len(np.unique(site_ids(index)))
-    if shared_sites:
+    if shared_sites > max(MAX_STRAY * len(index), 1):
         msg = f"{shared_sites} spots fall on the site of another spot of a {layout} lattice"
         raise NoLatticeError(msg)
+    index = _with_own_sites(xy, basis, origin, index)
     if not _is_regular(basis, layout):
         msg = f"neighbouring spots are not equally far apart in the directions of a {layout} lattice"
         raise NoLatticeError(msg)
@@ -228,6 +230,22 @@ def _correct_single_spots(
             break
         index = index + shift
     return basis, origin, index
+
+
+def _with_own_sites(xy: np.ndarray, basis: np.ndarray, origin: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Give spots that share a site the nearest free one, but the spot that is closest to it."""
+    index = index.copy()
+    miss = np.linalg.norm(xy - index @ basis - origin, axis=1)
+    closest_first = np.argsort(miss, kind="stable")
+    first = np.unique(site_ids(index)[closest_first], return_index=True)[1]
+    taken = set(map(tuple, index[closest_first[first]].tolist()))
+    steps = np.stack(np.meshgrid(np.arange(-9, 10), np.arange(-9, 10)), axis=-1).reshape(-1, 2)
+    for spot in np.delete(closest_first, first):
+        sites = [site for site in (index[spot] + steps).tolist() if tuple(site) not in taken]
+        away = np.linalg.norm(np.array(sites) @ basis + origin - xy[spot], axis=1)
+        index[spot] = sites[int(away.argmin())]
+        taken.add(tuple(index[spot].tolist()))
+    return index
 
 
 def _residual(

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
 
-from strecur._anndata import check_free, check_key, find_coordinates, logger, open_table, read_sections, require, write
+from strecur._anndata import (
+    check_free,
+    check_key,
+    find_coordinates,
+    logger,
+    open_table,
+    read_sections,
+    require,
+    warn_of_background,
+    write,
+)
 from strecur._arguments import check_number
-from strecur.pp.grid.array import from_array, read_array_coordinates
-from strecur.pp.grid.cells import place_cells
-from strecur.pp.grid.lattice import MIN_SPOTS, NoLatticeError, fit_lattice, likely_layout, place_few
-from strecur.pp.grid.placement import GridFit, Placement, collect
+from strecur.pp.grid.array import ISOLATED, read_array_coordinates, usable_array, without_array_as_coordinates
+from strecur.pp.grid.layouts import Finding, common_layout, find_layout, place
+from strecur.pp.grid.placement import GridFit, SectionSpots, collect, share_with_neighbours
+from strecur.pp.grid.structure import check_overlap, separating_columns, suggest, warn_of_sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,10 +32,13 @@ if TYPE_CHECKING:
     from strecur._anndata import Sections
 
 LAYOUTS = ("auto", "hex", "square", "irregular")
-SECTION_WORDS = ("library", "section", "sample", "slide", "slice", "batch")
+SOURCES = {"array": "array coordinates", "coordinates": "spot coordinates", "both": "array and spot coordinates"}
 
 FAR = 2
 """A spot moved by more than this many sites is worth a warning."""
+
+SHARED = 0.01
+"""Share of cells at the coordinates of another one above which they are worth a warning."""
 
 
 def to_grid(
@@ -41,24 +54,29 @@ def to_grid(
 ) -> AnnData | None:
     r"""Assign every spot an integer site (row, col) of a lattice.
 
-    Array coordinates, ``obs["array_row"]`` and ``obs["array_col"]``, are used as they are if they exist. Otherwise the
-    lattice is inferred from the coordinates of the spots, at any rotation and scale, with jitter, holes and smooth
-    warps. If there is none, as for single cells, every cell gets its own site of a fine square grid. Each section is
-    placed separately, and no two spots of a section share a site. The result depends neither on the order of the spots
-    nor on the origin of the coordinates.
+    Array coordinates, ``obs["array_row"]`` and ``obs["array_col"]``, are used as they are in the sections that have
+    them. Otherwise the lattice is inferred from the coordinates of the spots, at any rotation and scale, with jitter,
+    holes and smooth warps. If there is none, as for single cells, every cell gets its own site of a fine square grid;
+    cells at the same coordinates get neighbouring ones. Each section is placed separately, and no two spots of a
+    section share a site. The result depends neither on the order of the spots nor on the origin of the coordinates.
+
+    Every section tells its layout by itself, and all must have the same. Input that contradicts itself is put right
+    with a warning where it is clear what is meant: exchanged rows and columns, array coordinates in the place of
+    coordinates or pixels in the place of array coordinates, single spots off the lattice. Otherwise it raises.
 
     Parameters
     ----------
     adata
         Spots of one or several sections.
     library_key
-        Column of ``obs`` with the section of each spot. If ``None`` (default), all spots are one section. It is
-        recorded, and later calls use it unless they are given another one.
+        Column of ``obs`` with the section of each spot. If ``None`` (default), all spots are one section, with a
+        warning if a column seems to name several. It is recorded, and later calls use it unless they are given another
+        one.
     layout
         ``"hex"`` (Visium; doubled columns: ``row + col`` has one parity, horizontal neighbours are 2 columns apart, and
         spots lie at :math:`(\sqrt{3}\,row, col)` times half the spacing), ``"square"`` (ST, Visium HD), ``"irregular"``
         (cells; array coordinates are ignored) or ``"auto"``. With array coordinates, auto means hex where ``row + col``
-        has one parity in every section and rows are as far apart as on a hex lattice, otherwise square.
+        has one parity and rows are as far apart as on a hex lattice, otherwise square.
     spatial_key
         Key of ``obsm`` with the spot coordinates (x, y), spots × 2, in any unit. If the table of a SpatialData has
         none, the centroids of the shapes that it annotates are used.
@@ -83,13 +101,14 @@ def to_grid(
         ``"hex"``, ``"square"`` or ``"irregular"``. ST arrays of 2,000 spots, whose staggered rows form a square lattice
         rotated by 45 degrees, are ``"square"`` and use every other site.
     ``uns[key_added]["source"]``
-        ``"array"`` or ``"coordinates"``.
+        ``"array"``, ``"coordinates"``, or ``"both"`` if they differ by section.
     ``uns[key_added]["spacing"]``
         Typical distance between neighbouring spots in each section, in the unit of the coordinates; for irregular cells
-        this is ``cells_per_pitch`` sites. NaN where there are no coordinates or a single spot.
+        this is ``cells_per_pitch`` sites. NaN where there are no coordinates, these are array coordinates, or there is
+        a single spot.
     ``uns[key_added]["sections"]``
         DataFrame, one row per section: ``n_spots``, ``spacing``, ``mean_displacement`` and ``max_displacement`` (from a
-        spot to its site, in spacings; regular lattices may be stretched to fit).
+        spot to its site, in spacings; regular lattices may be stretched to fit), and ``source``.
     ``uns[key_added]["params"]``
         Arguments of the call: ``layout``, ``spatial_key``, ``cells_per_pitch`` and, if given, ``library_key``.
 
@@ -98,8 +117,9 @@ def to_grid(
     KeyError
         If ``library_key`` is not in ``obs``, or the coordinates are needed and not in ``obsm``.
     ValueError
-        If spots of a section share a position, coordinates are not finite, or the spots do not form the lattice that
-        ``layout`` names.
+        If spots of a section share a position of a regular lattice, the values of a column of ``obs`` lie on top of
+        each other, sections have different layouts, coordinates are not finite, or the spots do not form the lattice
+        that ``layout`` names.
 
     Notes
     -----
@@ -122,14 +142,16 @@ def to_grid(
     _check_section_names(sections.names)
     xy = _find_positions(adata, table, spatial_key)
     array = None if layout == "irregular" else read_array_coordinates(table)
-    if array is not None:
-        _check_overlap(table, array, sections, library_key=library_key, what="array coordinates")
-        fit = from_array(array, xy, sections, layout=layout)
-    else:
-        xy = _require_finite(table, xy, spatial_key)
-        _check_overlap(table, xy, sections, library_key=library_key, what="coordinates")
-        fit = _from_coordinates(xy, sections, layout=layout, cells_per_pitch=cells_per_pitch)
-    _report(fit, cells_per_pitch)
+    parts = _split(table, sections, array, xy, layout)
+    _require_finite(table, parts, xy, spatial_key)
+    _check_structure(table, xy, sections, library_key=library_key, spatial_key=spatial_key)
+    findings = [find_layout(part) if layout != "irregular" else Finding(part, None) for part in parts]
+    chosen = common_layout(findings) if layout == "auto" else layout
+    _check_shared(table, findings, chosen, library_key)
+    placements = place(findings, chosen, cells_per_pitch=cells_per_pitch)
+    fit = collect(placements, [found.part for found in findings], sections, layout=chosen)
+    _report(fit, sections, cells_per_pitch)
+    warn_of_background(table)
     params = {"layout": layout, "spatial_key": spatial_key, "cells_per_pitch": float(cells_per_pitch)}
     record = {
         "params": params if library_key is None else {**params, "library_key": library_key},
@@ -170,117 +192,107 @@ def _find_positions(data: AnnData | SpatialData, table: AnnData, spatial_key: st
     return xy
 
 
-def _require_finite(adata: AnnData, xy: np.ndarray | None, spatial_key: str) -> np.ndarray:
-    if xy is None:
+def _split(
+    table: AnnData, sections: Sections, array: np.ndarray | None, xy: np.ndarray | None, layout: str
+) -> list[SectionSpots]:
+    """Return the spots of each section, with array coordinates where they can be used."""
+    xy = np.full((table.n_obs, 2), np.nan) if xy is None else xy
+    by_name = np.argsort(np.argsort(table.obs_names.to_numpy(dtype=object), kind="stable"))
+    parts = []
+    for name in sections.names:
+        rows = sections.rows(name)
+        # A fixed order makes the result independent of the order of the spots, bit for bit.
+        rows = rows[np.lexsort((by_name[rows], xy[rows, 0], xy[rows, 1]))]
+        own = None if array is None else usable_array(name, array[rows], xy[rows])
+        part = SectionSpots(name, rows, own, xy[rows])
+        parts.append(without_array_as_coordinates(part) if layout in ("auto", "hex") else part)
+    return parts
+
+
+def _require_finite(adata: AnnData, parts: list[SectionSpots], xy: np.ndarray | None, spatial_key: str) -> None:
+    """Raise if sections without array coordinates lack coordinates."""
+    needed = [part for part in parts if part.array is None]
+    if needed and xy is None:
         require(adata.obsm, spatial_key, where="obsm", hint="spatial_key names the coordinates (x, y) of the spots")
-    assert xy is not None
-    missing = ~np.isfinite(xy).all(axis=1)
-    if missing.any():
+    n_missing = sum(int((~np.isfinite(part.xy).all(axis=1)).sum()) for part in needed)
+    if n_missing:
         msg = (
-            f"adata.obsm[{spatial_key!r}] holds NaN or infinite values for {int(missing.sum())} spots; "
+            f"adata.obsm[{spatial_key!r}] holds NaN or infinite values for {n_missing} spots; "
             f"leave them out first: adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)]"
         )
         raise ValueError(msg)
-    return xy
 
 
-def _check_overlap(
-    adata: AnnData, position: np.ndarray, sections: Sections, *, library_key: str | None, what: str
+def _check_structure(
+    adata: AnnData, xy: np.ndarray | None, sections: Sections, *, library_key: str | None, spatial_key: str
 ) -> None:
-    """Raise if spots of a section share a position, or sections lie on top of each other."""
-    frame = pd.DataFrame({"section": sections.codes, "first": position[:, 0], "second": position[:, 1]})
-    shared = frame.duplicated(keep=False).to_numpy()
-    if shared.any():
-        worst = sections.names[np.bincount(sections.codes[shared]).argmax()]
-        place = "" if library_key is None else f" of their section (most in {worst!r})"
-        separating = [
-            c for c in _section_columns(adata) if not frame.assign(column=_codes(adata, c)).duplicated().any()
-        ]
-        msg = (
-            f"{int(shared.sum())} spots share their {what} with another spot{place}. If there are several sections, "
-            f"pass library_key{_suggest(separating, library_key)}; otherwise keep one spot of each position"
+    """Raise if sections that the object knows lie on top of each other, warn if they are taken as one."""
+    if xy is not None and np.isfinite(xy).all():
+        check_overlap(adata, xy, sections, library_key=library_key, spatial_key=spatial_key)
+    if library_key is None:
+        warn_of_sections(adata)
+
+
+def _check_shared(adata: AnnData, findings: list[Finding], layout: str, library_key: str | None) -> None:
+    """Raise if spots of a section share their place on a regular lattice; log that irregular cells do."""
+    places = pd.concat([_places(found.part) for found in findings], ignore_index=True)
+    rows = places.pop("row").to_numpy()
+    shared = places.duplicated(keep=False).to_numpy()
+    if not shared.any():
+        return
+    if layout == "irregular":
+        logger.log(
+            logging.WARNING if shared.mean() > SHARED else logging.INFO,
+            "%d of %d spots share their coordinates with another one; they get neighbouring sites",
+            *(int(shared.sum()), len(shared)),
         )
-        raise ValueError(msg)
-    if library_key is None and what == "coordinates" and len(position) > 1:
-        nearest = cKDTree(position).query(position, k=2)[1][:, 1]
-        mixed = [c for c in _section_columns(adata) if np.mean(_codes(adata, c)[nearest] != _codes(adata, c)) > 0.2]
-        if mixed:
-            msg = f"the sections of adata.obs[{mixed[0]!r}] lie on top of each other; pass library_key={mixed[0]!r}"
-            raise ValueError(msg)
+        return
+    worst = places["section"][shared].mode()[0]
+    of_section = "" if library_key is None else f" of their section (most in {worst!r})"
+    what = "array coordinates" if findings[0].part.array is not None else "coordinates"
+    columns = separating_columns(adata[rows[shared]], places[shared], library_key)
+    msg = (
+        f"{int(shared.sum())} spots share their {what} with another spot{of_section}. If there are several sections, "
+        f"pass library_key{suggest(columns)}; otherwise correct these coordinates, or pass layout='irregular', which "
+        "gives every spot a site of its own"
+    )
+    raise ValueError(msg)
 
 
-def _section_columns(adata: AnnData) -> list[str]:
-    """Return the columns of ``obs`` with several values whose name suggests sections."""
-    named = [c for c in adata.obs.columns if any(word in str(c).lower() for word in SECTION_WORDS)]
-    return [c for c in named if 1 < adata.obs[c].nunique() <= adata.n_obs / 2]
+def _places(part: SectionSpots) -> pd.DataFrame:
+    place = part.xy if part.array is None else part.array
+    return pd.DataFrame({"row": part.rows, "section": part.name, "first": place[:, 0], "second": place[:, 1]})
 
 
-def _codes(adata: AnnData, column: str) -> np.ndarray:
-    return pd.factorize(adata.obs[column])[0]
-
-
-def _suggest(columns: list[str], library_key: str | None) -> str:
-    names = [c for c in columns if c != library_key]
-    return f"={names[0]!r}" + (f" (or {names[1:]})" if names[1:] else "") if names else ""
-
-
-def _from_coordinates(xy: np.ndarray, sections: Sections, *, layout: str, cells_per_pitch: float) -> GridFit:
-    """Infer the lattice of each section, or assign irregular cells their own sites."""
-    rows = [sections.rows(name) for name in sections.names]
-    # A fixed order makes the result independent of the order of the spots, bit for bit.
-    rows = [r[np.lexsort((xy[r, 0], xy[r, 1]))] for r in rows]
-    parts = [xy[r] for r in rows]
-    regular = layout
-    if layout == "auto":
-        telling = [part for part in parts if len(part) >= MIN_SPOTS]
-        regular = likely_layout(telling) if telling else "irregular"
-    if regular != "irregular":
-        placements, failed = [], []
-        for name, part in zip(sections.names, parts, strict=True):
-            try:
-                placements.append(_place_regular(part, regular))
-            except NoLatticeError as error:
-                failed.append(f"section {name!r}: {error}")
-        if not failed:
-            return collect(placements, rows, sections, layout=regular, source="coordinates")
-        if layout != "auto":
-            msg = f"the spots do not form a {layout} lattice ({'; '.join(failed)}); try layout='auto' or 'irregular'"
-            raise ValueError(msg)
-        logger.info("no regular lattice (%s); every spot gets its own site of a fine grid", "; ".join(failed))
-    placements = [place_cells(part, cells_per_pitch=cells_per_pitch) for part in parts]
-    return collect(placements, rows, sections, layout="irregular", source="coordinates")
-
-
-def _place_regular(xy: np.ndarray, layout: str) -> Placement:
-    try:
-        return fit_lattice(xy, layout)
-    except NoLatticeError:
-        if len(xy) < MIN_SPOTS:
-            return place_few(xy, layout)
-        raise
-
-
-def _report(fit: GridFit, cells_per_pitch: float) -> None:
+def _report(fit: GridFit, sections: Sections, cells_per_pitch: float) -> None:
     table = fit.sections
     logger.info(
         "%s lattice from %s: %d section(s), %d spots, spacing %.4g to %.4g, displacement mean %.2f, max %.2f spacings",
-        *(fit.layout, "array coordinates" if fit.source == "array" else "spot coordinates"),
-        *(len(table), table["n_spots"].sum(), table["spacing"].min(), table["spacing"].max()),
+        *(fit.layout, SOURCES[fit.source], len(table), table["n_spots"].sum()),
+        *(table["spacing"].min(), table["spacing"].max()),
         *(np.average(table["mean_displacement"], weights=table["n_spots"]), table["max_displacement"].max()),
     )
     per_spacing = cells_per_pitch if fit.layout == "irregular" else 1.0
-    far = table.index[table["max_displacement"] * per_spacing > FAR].tolist()
-    if far and fit.source == "array":
+    is_far = table["max_displacement"] * per_spacing > FAR
+    by_array = table["source"] == "array"
+    if (is_far & by_array).any():
         logger.warning(
             "array coordinates and spot coordinates disagree by more than %d spacings in %s; "
             "were they joined by barcode and section?",
-            *(FAR, far),
+            *(FAR, table.index[is_far & by_array].tolist()),
         )
-    elif far:
+    if (is_far & ~by_array).any():
         logger.warning(
             "some spots moved by more than %d sites in %s (densely packed cells, or a warped lattice); "
             "see uns[...]['sections'], and raise cells_per_pitch for cells",
-            *(FAR, far),
+            *(FAR, table.index[is_far & ~by_array].tolist()),
+        )
+    lonely = [name for name in sections.names if share_with_neighbours(fit.sites[sections.rows(name)]) < ISOLATED]
+    if lonely:
+        logger.warning(
+            "hardly a spot of the sections %s has a neighbour on the lattice, so models see each spot alone; check the "
+            "coordinates, or pass layout='irregular' if the spots are sparse",
+            lonely,
         )
 
 

@@ -1,0 +1,66 @@
+"""Labels of spots and names of sections: one text for each, and none where the label is missing."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MISSING_WORDS = frozenset(
+    {
+        *("", "-", "--", "?", ".", "nan", "na", "n/a", "n.a.", "#n/a", "none", "null", "nil", "nat", "<na>", "<nan>"),
+        *("unknown", "missing", "undefined", "undetermined", "not available", "not annotated", "unannotated"),
+        *("unlabelled", "unlabeled", "unassigned"),
+    }
+)
+"""What missing labels become as text, in lower case."""
+
+WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
+"""A whole number that was a float before it became text."""
+
+
+def clean_labels(values: pd.Series | Sequence[object]) -> pd.Series:
+    """Return labels as strings, with missing ones as ``None``; a Series of objects whatever the text type of pandas.
+
+    Missing are NaN, blanks, words such as "NA", "None", "<NA>" and "Unknown" in any case, and -1 where the other labels
+    are codes from 0. Whole numbers are written alike whatever their type: a column of integers that lacks some holds
+    floats.
+    """
+    shape = np.asarray(values, dtype=object).shape
+    if len(shape) != 1:
+        msg = f"labels have shape {shape}; pass one label per spot"
+        raise ValueError(msg)
+    given = pd.Series(values).astype(object)
+    missing = given.isna().to_numpy()
+    written = {label: label_text(label) for label in given[~missing].unique()}
+    if is_code_of_missing({text for text in written.values() if text is not None}):
+        written = {label: None if text == "-1" else text for label, text in written.items()}
+    found = np.empty(len(given), dtype=object)
+    found[~missing] = [written[label] for label in given[~missing]]
+    return pd.Series(found, index=given.index, name=given.name, dtype=object)
+
+
+def label_text(label: object) -> str | None:
+    """Return a label as text, ``None`` if it is a word for a missing one."""
+    text = as_text(label).strip()
+    number = WHOLE_NUMBER.fullmatch(text)
+    text = str(int(number[1])) if number else text
+    return None if text.lower() in MISSING_WORDS else text
+
+
+def as_text(value: object) -> str:
+    """Return a value as text, whole numbers alike whether they are integers or floats."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def is_code_of_missing(labels: set[str]) -> bool:
+    """Return whether labels are codes from 0 and -1, which stands for a missing one."""
+    others = labels - {"-1"}
+    return "-1" in labels and bool(others) and all(label.isdecimal() for label in others)

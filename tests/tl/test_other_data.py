@@ -1,0 +1,134 @@
+"""New data that differ from those of the training: spots outside the tissue, other lattices, other coordinates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import small_world as world
+
+import strecur as st
+from strecur._anndata import find_background
+
+
+def with_background() -> tuple[object, object]:
+    """A section alone, and the same among spots outside the tissue."""
+    inside = world.sections()
+    inside = inside[inside.obs["section"] == "S1"].copy()
+    whole = world.sections()
+    whole.obs["in_tissue"] = (whole.obs["section"] == "S1").astype(int)
+    whole.obs["section"] = "S1"
+    whole.obs["array_row"] += 100 * (whole.obs["in_tissue"] == 0) * (1 + np.arange(whole.n_obs))
+    for adata in (inside, whole):
+        adata.obsm.pop("spatial")
+        adata.uns.pop("spatial")
+        st.pp.to_grid(adata, library_key="section")
+    return inside, whole
+
+
+@pytest.mark.parametrize("kind", [int, bool, "category"])
+def test_spots_outside_the_tissue_get_no_result_and_change_none(kind, caplog):
+    inside, whole = with_background()
+    whole.obs["in_tissue"] = whole.obs["in_tissue"].astype(kind)
+    options = {"inference": {"breadth": 2}, "coverage": 0.9}
+    for adata in (inside, whole):
+        st.tl.trm_domains(adata, world.calibrated(), **options)
+    assert "lie outside the tissue" in caplog.text
+    here = np.isin(whole.obs_names, inside.obs_names)
+    assert 0 < here.sum() < whole.n_obs
+    for slot in ("obs", "obsm"):
+        for key in [k for k in getattr(inside, slot) if k.startswith("trm_domains")]:
+            found, expected = getattr(whole, slot)[key], getattr(inside, slot)[key]
+            assert found.dtype == expected.dtype, key
+            np.testing.assert_array_equal(np.asarray(found[here]), np.asarray(expected))
+    assert whole.obs["trm_domains"][~here].isna().all()
+    assert np.isnan(whole.obsm["trm_domains_proba"][~here]).all()
+    assert (whole.obsm["trm_domains_steps"][~here] == -1).all()
+    assert (whole.obs["trm_domains_settling_step"][~here] == 0).all()
+    assert not whole.obsm["trm_domains_set"][~here].any()
+    st.tl.cluster_latent(whole, 2)
+    assert whole.obs["latent_domains"][~here].isna().all()
+    assert whole.obs["latent_domains"][here].notna().all()
+    for plot in (st.pl.domains, st.pl.refinement, st.pl.halt_steps):
+        plot(whole)
+
+
+@pytest.mark.parametrize("values", [[1, 0], [True, False], ["1", "0"], ["True", "False"], [1.0, 0.0], ["1.0", "0.0"]])
+def test_every_type_of_in_tissue_is_read(values):
+    adata = world.sections()[:2].copy()
+    adata.obs["in_tissue"] = values
+    assert find_background(adata).tolist() == [False, True]
+    adata.obs["in_tissue"] = adata.obs["in_tissue"].astype("category")
+    assert find_background(adata).tolist() == [False, True]
+
+
+def test_spots_outside_the_tissue_are_not_learned_from():
+    inside, whole = with_background()
+    options = {"features": {"n_components": 4, "neighbours": (7,)}, "training": {"max_epochs": 1}}
+    models = [st.tl.train_domains(adata, "domain", **options) for adata in (inside, whole)]
+    for adata, model in zip((inside, whole), models, strict=True):
+        st.tl.trm_domains(adata, model)
+    here = np.isin(whole.obs_names, inside.obs_names)
+    np.testing.assert_allclose(whole.obsm["trm_domains_proba"][here], inside.obsm["trm_domains_proba"], atol=1e-5)
+
+
+def test_no_spot_inside_the_tissue_is_refused():
+    adata = world.sections()
+    adata.obs["in_tissue"] = 0
+    with pytest.raises(ValueError, match="none of the .* spots is inside the tissue"):
+        st.tl.trm_domains(adata, world.domain_model())
+
+
+def square(scale: float = 100.0, um: float | None = None):
+    adata = st.datasets.synthetic_sections(n_sections=2, n_rows=12, n_cols=12, n_genes=40, n_domains=3, layout="square")
+    adata.obsm["spatial"] = adata.obsm["spatial"] * scale / 100
+    if um is not None:
+        adata.uns["spatial"] = {name: {"scalefactors": {"microns_per_pixel": um}} for name in ("S1", "S2")}
+    st.pp.to_grid(adata, library_key="section")
+    return adata
+
+
+def test_a_model_says_that_the_layout_differs(caplog):
+    st.tl.trm_domains(world.sections(), world.domain_model())
+    assert not caplog.text
+    adata = square()
+    adata.var_names = world.sections().var_names
+    st.tl.trm_domains(adata, world.domain_model())
+    assert "trained on lattices of layout 'hex', and this one is 'square'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("trained", "new", "warns"),
+    [
+        ((100, None), (100, None), False),
+        ((100, None), (200, None), True),
+        ((100, None), (40, None), True),
+        ((100, 0.5), (200, 0.25), False),
+        ((100, 0.5), (100, 1.0), True),
+        ((100, 0.5), (110, 0.5), False),
+    ],
+)
+def test_a_model_says_that_bins_have_another_size(trained, new, warns, caplog, tmp_path):
+    options = {"features": {"n_components": 4, "neighbours": ()}, "training": {"max_epochs": 1}}
+    model = st.tl.train_domains(square(*trained), "domain", **options)
+    model.save(tmp_path / "model")
+    model = st.load_model(tmp_path / "model")
+    caplog.clear()
+    st.tl.trm_domains(square(*new), model)
+    assert ("bins of another size" in caplog.text) == warns
+
+
+def test_every_function_takes_the_coordinates_of_the_lattice():
+    """The array of a section is turned against its image; the coordinates have another key than "spatial"."""
+    adata = world.pair()
+    results = []
+    for key in ("spatial", "on_slide"):
+        given = adata.copy()
+        given.obsm[key] = given.obsm.pop("spatial")
+        st.pp.to_grid(given, library_key="section", spatial_key=key)
+        model = world.expression_model()
+        st.tl.predict_expression(given, model)
+        found = st.get.expression(given)
+        assert key in found.obsm
+        st.pl.marker_panel(given, [model.genes[0]], img=False, library_id="S1")
+        results.append(given.obsm["trm_expression"])
+    np.testing.assert_array_equal(*results)
