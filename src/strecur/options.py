@@ -126,8 +126,7 @@ class Training:
     slots
         Sections that are visited in turn: each optimizer step advances one of them by one outer step, and a section
         that is done is replaced by the next. Consecutive optimizer steps then see different sections at different
-        outer steps, as in TRM, so that more outer steps can be trained. If ``None`` (default), as many as outer steps,
-        and 1 for a checkpoint of several processes.
+        outer steps, as in TRM, so that more outer steps can be trained. If ``None`` (default), as many as outer steps.
     early_exit
         Replace a section as soon as its halt probability exceeds the threshold of the recipe (with exploration, as in
         TRM). Needs a halting recipe.

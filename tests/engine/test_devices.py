@@ -17,7 +17,7 @@ from strecur.nn import TRM, DomainHead, Lattice, SpotNetwork, TRMConfig, Windowe
 from strecur.options import Training
 
 SIZES = (8, 5, 7, 6)
-TRAINING = Training(max_epochs=4, learning_rate=1e-3, warmup=1, schedule="linear", weight_decay=0.5, ema=0.98)
+TRAINING = Training(slots=1, max_epochs=4, learning_rate=1e-3, warmup=1, schedule="linear", weight_decay=0.5, ema=0.98)
 
 
 def section(name: str, size: int) -> Section:

@@ -59,7 +59,7 @@ def test_one_optimizer_step_per_supervision_step(monkeypatch):
         return original(self, batch, carry, generator)
 
     monkeypatch.setattr(SpotNetwork, "training_step", recorded)
-    train(network(), [section("a"), section("b", seed=1)], n_steps=3, max_epochs=2)
+    train(network(), [section("a"), section("b", seed=1)], n_steps=3, max_epochs=2, slots=1)
     assert len(steps) == 2 * 2 * 3
     # weights change between the supervision steps of one visit, and the carried state has no gradient
     assert not torch.equal(steps[0], steps[1])
@@ -176,7 +176,7 @@ def test_interruption_keeps_what_was_learned(monkeypatch):
             raise KeyboardInterrupt
         return part
 
-    history = train(net, [section()], augment=interrupted, max_epochs=10, ema=0.5)
+    history = train(net, [section()], augment=interrupted, max_epochs=10, ema=0.5, slots=1)
     assert len(history) == 3
     assert not torch.equal(net.head.linear.weight, start["head.linear.weight"])
 

@@ -54,7 +54,7 @@ def test_domains_are_learned_from_parts_of_large_sections(sections, monkeypatch)
         return original(self, section, generator)
 
     monkeypatch.setattr(Augmentation, "__call__", recorded)
-    train(sections, max_epochs=1)
+    train(sections, max_epochs=1, validation=None, slots=1)
     assert sorted(sizes) == [(n, min(n, 60)) for n in sorted(sections.obs["section"].value_counts())]
     sizes.clear()
     train(sections, max_epochs=1, tile=14)
@@ -94,7 +94,7 @@ def test_training_in_tiles_learns_from_every_label_once(sections, monkeypatch):
 
     monkeypatch.setattr("strecur.models.fitting.in_tiles", recorded)
     options = {"backbone": WindowedConfig(width=32, n_heads=2, window=4), "architecture": "feedforward"}
-    model = train(sections, tile=7, max_epochs=40, **options)
+    model = train(sections, tile=7, max_epochs=40, validation=None, **options)
     # sections of 14 × 14 spots in four tiles each
     (tiles,) = seen
     assert len(tiles) == 12

@@ -43,7 +43,7 @@ SMALL = PooledConfig(width=16, share=0.25)
 
 @pytest.fixture(scope="module")
 def model(_sections) -> st.models.DomainModel:
-    return train(_sections, backbone=SMALL)
+    return train(_sections, backbone=SMALL, validation=None, n_steps=2, slots=1, max_epochs=10)
 
 
 def probabilities(adata, model, **options) -> np.ndarray:

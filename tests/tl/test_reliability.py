@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,10 +41,10 @@ def same(first: object, second: object) -> bool:
 
 @pytest.fixture(params=["domains", "expression"])
 def task(request, sections, pair):
-    """Both verbs, each with an object to learn from and one to apply the model to."""
+    """Both verbs with two outer steps, each with an object to learn from and one to apply the model to."""
     if request.param == "domains":
-        return train_domains, sections, calls.trm_domains
-    return train_expression, pair, calls.predict_expression
+        return partial(train_domains, n_steps=2), sections, calls.trm_domains
+    return partial(train_expression, n_steps=2), pair, calls.predict_expression
 
 
 def stop_at(monkeypatch, error: type[BaseException], step: int) -> None:
@@ -94,7 +95,7 @@ def test_an_interrupt_returns_the_best_model_so_far(sections, monkeypatch):
     monkeypatch.setattr("strecur.models.domain_task.DomainTask.validate", validate)
     # two sections and two steps make four a epoch; validated every five epochs
     stop_at(monkeypatch, KeyboardInterrupt, 4 * 17 + 1)
-    model = train_domains(sections, validation="S3", max_epochs=40)
+    model = train_domains(sections, validation="S3", max_epochs=40, n_steps=2)
     assert len(model.history) == 17
     assert len(seen) == 3
     assert all(torch.equal(value, seen[1][name]) for name, value in weights(model).items())
@@ -240,7 +241,7 @@ def test_a_loss_that_is_no_number_stops_with_the_place_and_changes_nothing(task,
     monkeypatch.setattr(SpotNetwork, "training_step", broken)
     message = r"loss became nan in epoch 1, outer step 2, on section\(s\) \['S\d'\]; lower learning_rate, or .*32-true"
     with pytest.raises(FloatingPointError, match=message):
-        train(adata)
+        train(adata, slots=1)
     assert list(adata.obs) == list(before.obs)
     assert set(adata.obsm) == set(before.obsm)
     assert set(adata.uns) == set(before.uns)

@@ -118,10 +118,9 @@ def fit(
     n_epochs, device = filled(training.max_epochs), fabric.device
     network = network.to(device)
     n_visits = n_epochs * n_batches(sections, training, fabric)
-    has_shared_checkpoint = checkpoint is not None and fabric.world_size > 1
-    n_slots = training.slots or (1 if has_shared_checkpoint else min(n_steps, n_visits))
+    n_slots = training.slots or min(n_steps, n_visits)
     require_visits(n_slots, n_visits)
-    if has_shared_checkpoint:
+    if checkpoint is not None and fabric.world_size > 1:
         require_own_slots(n_slots, fabric.world_size, early_exit=training.early_exit)
     order = torch.Generator().manual_seed(seed)
     visits = Visits(

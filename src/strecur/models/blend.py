@@ -12,8 +12,8 @@ EQUAL = 0.5
 
 WEIGHTS = np.linspace(0, 1, 21)
 
-EQUAL_SPOTS = 100
-"""The chosen weight is averaged with an equal one that counts as many spots, so that chance does not choose it."""
+EQUAL_SPOTS = 25
+"""The weight of domains is averaged with an equal one that counts as many spots, so that chance does not choose it."""
 
 TINY = 1e-30
 
@@ -64,15 +64,11 @@ def choose_proba_weight(network_NC: np.ndarray, linear_NC: np.ndarray, target_N:
     for weight in WEIGHTS:
         proba_NC = blend_proba(network_NC[None], linear_NC, weight)[0]
         loss.append(negative_log_likelihood(temper(proba_NC, fit_temperature(proba_NC, target_N)), target_N))
-    return moderate(WEIGHTS[np.argmin(loss)], len(target_N))
+    n_spots = len(target_N)
+    return float((n_spots * WEIGHTS[np.argmin(loss)] + EQUAL_SPOTS * EQUAL) / (n_spots + EQUAL_SPOTS))
 
 
 def choose_value_weight(network_NG: np.ndarray, linear_NG: np.ndarray, truth_NG: np.ndarray) -> float:
     """Return the weight of the network with the least squared error on held-out spots, all spots × genes."""
     loss = [np.square(blend_values(network_NG, linear_NG, weight) - truth_NG).mean() for weight in WEIGHTS]
-    return moderate(WEIGHTS[np.argmin(loss)], len(truth_NG))
-
-
-def moderate(weight: float, n_spots: int) -> float:
-    """Average a weight that was chosen on some spots with an equal one."""
-    return float((n_spots * weight + EQUAL_SPOTS * EQUAL) / (n_spots + EQUAL_SPOTS))
+    return float(WEIGHTS[np.argmin(loss)])
