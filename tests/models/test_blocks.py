@@ -115,6 +115,7 @@ def test_blocks_choose_the_blend_and_promise_no_coverage(adata):
     with pytest.raises(ValueError, match="calibrate"):
         st.tl.trm_domains(adata.copy(), model, coverage=0.9)
     plain = st.tl.train_domains(adata, "domain", **SMALL, training={"max_epochs": 2, "validation": None})
+    assert model.blend <= 0.5
     # the baseline of the model knows all labels
     np.testing.assert_array_equal(model.baseline.weight_FC, plain.baseline.weight_FC)
     assert plain.blend == 0.5

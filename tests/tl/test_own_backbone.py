@@ -55,7 +55,7 @@ def test_it_learns_and_predicts_in_every_way(model, sections):
     assert "over a pooled backbone" in repr(model)
     assert model.history["train_loss"].iloc[1:].mean() < model.history["train_loss"].iloc[0]
     found = st.tl.trm_domains(sections, model, inference={"depth": 2, "breadth": 2, "blend": 1.0}, copy=True)
-    assert st.metrics.domain_scores(sections.obs["domain"], found.obs["trm_domains"])["accuracy"] > 0.8
+    assert st.metrics.domain_scores(sections.obs["domain"], found.obs["trm_domains"])["accuracy"] > 0.7
     assert len(st.tl.recursion_sweep(sections, model, depths=(1, 2), n_latent=(1,), n_deep=(1,))) == 2 * 3
     assert 0 < st.tl.calibrate_halting(sections, model, depth=2) < 1
 

@@ -174,7 +174,8 @@ class DomainTask(Task):
 def judge_on(model: DomainModel, lesson: Lesson, trained: Trained) -> None:
     """Choose the blend, calibrate it and score it beside its parts, on spots that were held out.
 
-    Label sets are promised for new sections, which blocks of training sections do not tell of.
+    Blocks are more alike to what the network saw than a new section is: they can only lower its weight below an equal
+    one, and tell nothing of the label sets of new sections.
     """
     judges = trained.judges.sections
     inference = Inference(depth=model.architecture.n_steps)
@@ -185,7 +186,8 @@ def judge_on(model: DomainModel, lesson: Lesson, trained: Trained) -> None:
     truth_N = targets(judges)
     known_N = truth_N >= 0
     if known_N.any():
-        model.blend = choose_proba_weight(network_NC[known_N], linear_NC[known_N], truth_N[known_N])
+        weight = choose_proba_weight(network_NC[known_N], linear_NC[known_N], truth_N[known_N])
+        model.blend = min(weight, EQUAL) if trained.judges.are_blocks else weight
     answer_NC = blend_proba(network_NC[None], linear_NC, model.blend)[0]
     if known_N.any():
         calibrate_domains(model, answer_NC, truth_N)

@@ -330,7 +330,8 @@ def rate_genes(
 def judge_on(model: ExpressionModel, lesson: ExpressionLesson, trained: Trained) -> None:
     """Choose the blend and score all parts on spots that were held out; on whole sections, rate genes and errors too.
 
-    Blocks of training sections are more alike to what was learned than a new section is: errors there are too small.
+    Blocks are more alike to what the network saw than a new section is: they can only lower its weight below an equal
+    one, and errors there are too small.
     """
     inference = Inference(depth=model.architecture.n_steps)
     judges = trained.judges.sections
@@ -340,7 +341,8 @@ def judge_on(model: ExpressionModel, lesson: ExpressionLesson, trained: Trained)
     known_N = ~np.isnan(np.concatenate(measured)).any(axis=1)
     truth_NG, network_NG, linear_NG = (np.concatenate(parts)[known_N] for parts in (measured, values, linear))
     if not model.predicts_counts:
-        model.blend = choose_value_weight(network_NG, linear_NG, truth_NG)
+        weight = choose_value_weight(network_NG, linear_NG, truth_NG)
+        model.blend = min(weight, EQUAL) if trained.judges.are_blocks else weight
     truths = [model.target.log2(truth) for truth in measured]
     answers = [blend_values(a_NG, b_NG, model.blend) for a_NG, b_NG in zip(network, linear, strict=True)]
     model.scores = pd.DataFrame(
