@@ -14,7 +14,8 @@ are trained with the optimisation of ``presets.paper_domains``:
 All of them are trained for as many optimizer steps as the recursive model (``equal = "steps"``), and again for as many
 seconds (``equal = "time"``). Features are the components of single spots that are not standardised, as in the paper
 (``components``), or the default features of the package (``neighbours``). Scores are the adjusted Rand index of the
-network alone, without smoothing and after smoothing over seven spots, and of the linear model on the same features.
+network alone, without smoothing and after smoothing over seven spots, and of the linear model on the same features; none
+for a network that learned nothing by half of its training.
 Rows that are already in the table are not computed again.
 """
 
@@ -26,10 +27,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from depth import read_sections
 
 import strecur as st
+from strecur.engine.state import TrainingCollapseError
 from strecur.nn import DenseConfig, FeedforwardConfig, UniversalConfig, WindowedConfig
 
 if TYPE_CHECKING:
@@ -66,9 +69,12 @@ def measure(
     in_test = (adata.obs["section"] == test).to_numpy()
     held_out, truth = adata[in_test].copy(), adata.obs.loc[in_test, "domain"]
     start = time.perf_counter()
-    model = st.tl.train_domains(
-        adata[~in_test].copy(), "domain", architecture=system, training=limits, rng=seed, **options
-    )
+    try:
+        model = st.tl.train_domains(
+            adata[~in_test].copy(), "domain", architecture=system, training=limits, rng=seed, **options
+        )
+    except TrainingCollapseError:
+        return {"seconds": time.perf_counter() - start, "ari": np.nan}
     row: dict[str, float] = {"seconds": time.perf_counter() - start, "epochs": len(model.history)}
     for name, spots in (("ari", 1), ("ari_smoothed", 7)):
         model.smoothing = spots
