@@ -14,9 +14,9 @@ are trained with the optimisation of ``presets.paper_domains``:
 All of them are trained for as many optimizer steps as the recursive model (``equal = "steps"``), and again for as many
 seconds (``equal = "time"``). Features are the components of single spots that are not standardised, as in the paper
 (``components``), or the default features of the package (``neighbours``). Scores are the adjusted Rand index of the
-network alone, without smoothing and after smoothing over seven spots, and of the linear model on the same features; none
-for a network that learned nothing by half of its training.
-Rows that are already in the table are not computed again.
+network alone, without smoothing and after smoothing over seven spots, and of the linear model on the same features.
+There is no score for a network that learned nothing by half of its training. Rows that are already in the table are not
+computed again.
 """
 
 from __future__ import annotations
