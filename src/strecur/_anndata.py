@@ -259,7 +259,7 @@ def read_pitches(adata: AnnData, names: Sequence[str], *, grid_key: str = "grid"
 
     Distances that are not known are left out.
     """
-    spacing, slides = adata.uns[grid_key].get("spacing", {}), adata.uns.get("spatial", {})
+    spacing, slides = adata.uns.get(grid_key, {}).get("spacing", {}), adata.uns.get("spatial", {})
     pitches, pitches_um = [], []
     for name in names:
         pitch = float(spacing.get(name, np.nan))
