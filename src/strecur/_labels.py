@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 MISSING_WORDS = frozenset(
     {
@@ -51,6 +51,11 @@ def label_text(label: object) -> str | None:
     number = WHOLE_NUMBER.fullmatch(text)
     text = str(int(number[1])) if number else text
     return None if text.lower() in MISSING_WORDS else text
+
+
+def sorted_labels(labels: Iterable[str]) -> list[str]:
+    """Sort labels; whole numbers come first, by value."""
+    return sorted(labels, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
 
 
 def as_text(value: object) -> str:

@@ -146,8 +146,8 @@ class Training:
     ema
         Decay of the exponential moving average of the weights, which is what is kept. By default 0.98; 0 for HiST.
     patience
-        Stop after this many validations without improvement: of the adjusted Rand index or the correlation on
-        validation sections, and in blocks of the log-likelihood or the correlation.
+        Stop after this many validations without improvement: of the adjusted Rand index (domains) or the correlation
+        (expression) on validation sections; in blocks, of the log-likelihood of the blend or of R².
     validate_every
         Epochs between validations.
     augmentation

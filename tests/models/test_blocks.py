@@ -8,6 +8,7 @@ import pytest
 
 import strecur as st
 from strecur._anndata import read_section_data
+from strecur.models.fitting import Judges
 from strecur.models.sections import BLOCK_SHARE, choose_blocks, hide_targets, split_sections
 from strecur.nn import WindowedConfig
 
@@ -65,14 +66,14 @@ def test_spots_without_a_target_are_in_no_block(adata):
 def test_sections_come_before_blocks_and_few_spots_are_not_divided(adata):
     data, group_N = read_section_data(adata, None), codes(adata)
     assert split(data, group_N, "auto").in_block_N.any()
-    assert split(data, group_N, "blocks").judges == data.names
-    assert split(data, group_N, "auto", auto_blocks=False).judges == []
+    assert split(data, group_N, "blocks").in_block_N.any()
+    assert not split(data, group_N, "auto", auto_blocks=False).in_block_N.any()
     for validation in (None, data.names[:1]):
         assert not split(data, group_N, validation).in_block_N.any()
     group_N[100:] = -1
     few = split(data, group_N, "blocks")
     assert not few.in_block_N.any()
-    assert few.judges == []
+    assert few.training == data.names[:1]
 
 
 def test_targets_are_hidden_on_one_side_alone():
@@ -107,6 +108,12 @@ def test_a_training_on_noise_stops_early_and_one_on_domains_does_not(adata):
     spoiled = st.tl.train_domains(noisy, "domain", **SMALL, **options).history
     assert learned["blocks_log_likelihood"].idxmax() > 2 * spoiled["blocks_log_likelihood"].idxmax()
     assert len(spoiled) < 60
+
+
+@pytest.mark.parametrize(("weight", "of_blocks"), [(0.3, 0.3), (0.5, 0.5), (0.8, 0.5)])
+def test_blocks_lower_a_weight_and_do_not_raise_it(weight, of_blocks):
+    assert Judges([], are_blocks=True).limited(weight) == of_blocks
+    assert Judges([], are_blocks=False).limited(weight) == weight
 
 
 def test_blocks_choose_the_blend_and_promise_no_coverage(adata):

@@ -13,7 +13,7 @@ from toy_histology import GENES, N_GENES, RUN, SIDE, WIDTH, apply, join, make_se
 import strecur as st
 from strecur._geometry import COMPOSE, transform_coords
 from strecur.engine import Augmentation
-from strecur.models import LinearExpressionModel
+from strecur.models import LinearExpressionModel, fitting
 
 if TYPE_CHECKING:
     from strecur.models import ExpressionModel
@@ -123,6 +123,29 @@ def test_the_validation_section_chooses_weights_and_nothing_else(pair):
     assert models[0].genes == models[1].genes
     assert models[0].sections == ["S1", "S2"]
     assert not models[0].scores.equals(models[1].scores)
+
+
+def test_blocks_choose_weights_but_neither_rate_genes_nor_calibrate(pair, monkeypatch):
+    seen, original = {}, fitting.fit
+
+    def spy(network, sections, *rest, **options):
+        seen.update({section.name: section.target_N for section in sections})
+        return original(network, sections, *rest, **options)
+
+    monkeypatch.setattr("strecur.models.fitting.fit", spy)
+    judged = train(pair, validation="blocks", max_epochs=10)
+    # the scores that choose come first
+    assert [name for name in judged.history if name.startswith("blocks_")] == ["blocks_r2", "blocks_pcc"]
+    assert 0 <= judged.blend <= 0.5
+    assert judged.errors is None
+    assert judged.reliability["pcc_network"].isna().all()
+    hidden = sum(int(target.isnan().all(dim=1).sum()) for target in seen.values())
+    assert 0.07 * pair.n_obs < hidden <= 0.15 * pair.n_obs
+    # the baseline of the model knows the blocks, and so do genes and components
+    plain = fitted(train(pair, max_epochs=1))
+    assert all(np.array_equal(fitted(judged)[name], plain[name]) for name in ("weight", "bias", "components"))
+    # by default nothing is held out
+    assert not [name for name in train(pair).history if name.startswith(("blocks_", "validation_"))]
 
 
 def test_validation_sections_rate_genes_and_models(pair):

@@ -132,3 +132,33 @@ def test_every_function_takes_the_coordinates_of_the_lattice():
         st.pl.marker_panel(given, [model.genes[0]], img=False, library_id="S1")
         results.append(given.obsm["trm_expression"])
     np.testing.assert_array_equal(*results)
+
+
+def test_annotation_and_patches_lie_where_the_lattice_does(tmp_path):
+    """Without spatial_key, all functions use the coordinates the lattice was made of."""
+    adata = world.sections()
+    adata = adata[adata.obs["section"] == "S1"].copy()
+    adata.obs = adata.obs.drop(columns=["array_row", "array_col"])
+    adata.obsm["own"] = adata.obsm.pop("spatial")
+    adata.obsm["spatial"] = adata.obsm["own"][::-1] * 3 + 1000
+    st.pp.to_grid(adata, spatial_key="own")
+    image = np.random.default_rng(0).integers(0, 255, (*(adata.obsm["own"].max(axis=0)[::-1].astype(int) + 50), 3))
+    by_key = {}
+    for key in (None, "own", "spatial"):
+        given = {} if key is None else {"spatial_key": key}
+        path = tmp_path / f"{key}.geojson"
+        st.get.write_annotation(adata, path, "domain", **given)
+        outlines = st.get.outlines(adata, "domain", **given)
+        own = adata.copy()
+        st.pp.read_annotation(own, tmp_path / "None.geojson", scale=1.0 if key != "spatial" else 3.0, **given)
+        by_key[key] = path.read_text(), outlines.total_bounds.tolist(), own.obs["annotation"].tolist()
+    assert by_key[None] == by_key["own"]
+    assert by_key[None][:2] != by_key["spatial"][:2]
+    encoder = {"encoder": lambda patches: patches.mean(axis=(1, 2)), "patches": {"px": 8}}
+    found = [
+        st.pp.embed_patches(adata, image.astype(np.uint8), **encoder, **given, copy=True).obsm["X_patch"]
+        for given in ({}, {"spatial_key": "own"})
+    ]
+    np.testing.assert_array_equal(*found)
+    with pytest.raises(ValueError, match="image"):
+        st.pp.embed_patches(adata, image.astype(np.uint8), **encoder, spatial_key="spatial")

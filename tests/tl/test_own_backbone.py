@@ -43,7 +43,7 @@ SMALL = PooledConfig(width=16, share=0.25)
 
 @pytest.fixture(scope="module")
 def model(_sections) -> st.models.DomainModel:
-    return train(_sections, backbone=SMALL, validation=None, n_steps=2, slots=1, max_epochs=10)
+    return train(_sections, backbone=SMALL, normalise=False, validation=None, n_steps=2, slots=1)
 
 
 def probabilities(adata, model, **options) -> np.ndarray:
@@ -53,9 +53,9 @@ def probabilities(adata, model, **options) -> np.ndarray:
 def test_it_learns_and_predicts_in_every_way(model, sections):
     assert model.backbone is SMALL
     assert "over a pooled backbone" in repr(model)
-    assert model.history["train_loss"].iloc[1:].mean() < model.history["train_loss"].iloc[0]
+    assert model.history["train_loss"].is_monotonic_decreasing
     found = st.tl.trm_domains(sections, model, inference={"depth": 2, "breadth": 2, "blend": 1.0}, copy=True)
-    assert st.metrics.domain_scores(sections.obs["domain"], found.obs["trm_domains"])["accuracy"] > 0.7
+    assert st.metrics.domain_scores(sections.obs["domain"], found.obs["trm_domains"])["accuracy"] > 0.8
     assert len(st.tl.recursion_sweep(sections, model, depths=(1, 2), n_latent=(1,), n_deep=(1,))) == 2 * 3
     assert 0 < st.tl.calibrate_halting(sections, model, depth=2) < 1
 

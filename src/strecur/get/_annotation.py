@@ -91,7 +91,7 @@ def outlines(
     *,
     library_id: str | None = None,
     library_key: str | None = None,
-    spatial_key: str = "spatial",
+    spatial_key: str | None = None,
     table_key: str | None = None,
 ) -> GeoDataFrame:
     """Return the outlines of the labels of a section as a shapes element of SpatialData.
@@ -112,7 +112,8 @@ def outlines(
         Column of ``obs`` with the section of each spot. If ``None`` (default), the one given to
         :func:`strecur.pp.to_grid`.
     spatial_key
-        Key of ``obsm`` with the coordinates (x, y) of the spots.
+        Key of ``obsm`` with the coordinates (x, y) of the spots. If ``None`` (default), the one given to
+        :func:`strecur.pp.to_grid`, else ``"spatial"``.
     table_key
         Table to use if ``adata`` is a SpatialData with several.
 
@@ -151,7 +152,7 @@ def outlines(
         transformations: dict[str, Any] = {name: Sequence([back, there]) for name, there in systems.items()}
         transformations[own] = Identity()
     else:
-        xy, transformations = read_coordinates(adata, table, spatial_key)[section.rows], {"global": Identity()}
+        xy, transformations = _read_places(adata, table, section, spatial_key), {"global": Identity()}
     return ShapesModel.parse(_outline(table, key, section, xy), transformations=transformations)
 
 
@@ -163,7 +164,7 @@ def write_annotation(
     scale: float | str = 1.0,
     library_id: str | None = None,
     library_key: str | None = None,
-    spatial_key: str = "spatial",
+    spatial_key: str | None = None,
     table_key: str | None = None,
 ) -> None:
     """Write labels of a section to a file for Loupe Browser or QuPath.
@@ -191,7 +192,8 @@ def write_annotation(
         Column of ``obs`` with the section of each spot. If ``None`` (default), the one given to
         :func:`strecur.pp.to_grid`.
     spatial_key
-        Key of ``obsm`` with the coordinates (x, y) of the spots.
+        Key of ``obsm`` with the coordinates (x, y) of the spots. If ``None`` (default), the one given to
+        :func:`strecur.pp.to_grid`, else ``"spatial"``.
     table_key
         Table to use if ``adata`` is a SpatialData with several.
 
@@ -231,7 +233,7 @@ def write_annotation(
     if path.suffix.lower() == ".csv":
         _write_loupe(path, table, key, section)
     else:
-        xy = read_coordinates(adata, table, spatial_key)[section.rows]
+        xy = _read_places(adata, table, section, spatial_key)
         known = known_scales(table, section.name, section.rows, xy, alone=section.alone)
         factor = scale_of(scale, section.name, known)
         _write_qupath(path, _outline(table, key, section, xy / factor))
@@ -273,6 +275,11 @@ def _choose_section(table: AnnData, key: str, *, library_key: str | None, librar
         msg = f"adata.obs[{key!r}] is missing for all {len(rows)} spots of section {name!r}. {HINT}"
         raise ValueError(msg)
     return Section(name, rows, own, names, len(sections.names) == 1, sections)
+
+
+def _read_places(adata: AnnData | SpatialData, table: AnnData, section: Section, spatial_key: str | None) -> np.ndarray:
+    """Read the coordinates (x, y) of the spots of a section."""
+    return read_coordinates(adata, table, _anndata.find_spatial_key(table, spatial_key))[section.rows]
 
 
 def _outline(table: AnnData, key: str, section: Section, xy: np.ndarray) -> GeoDataFrame:

@@ -18,7 +18,7 @@ from strecur.models.calibration import negative_log_likelihood
 from strecur.models.domain import DomainModel, calibrate_domains
 from strecur.models.features.spots import fit_domain_features
 from strecur.models.fitting import Lesson, Task, count_epochs
-from strecur.models.linear import fit_linear_domains
+from strecur.models.linear import LinearDomains, fit_linear_domains
 from strecur.models.network import build_network
 from strecur.models.sections import Split, split_sections
 from strecur.models.smoothing import choose_smoothing, smooth_answers
@@ -90,10 +90,12 @@ class DomainTask(Task):
     def learn(self, data: SectionData, split: DomainSplit, options: Features, rng: int) -> Lesson:
         features = fit_domain_features(data, split.training, self.use_rep, options, rng)
         inputs = features.inputs(data)
-        baseline, judged = (
-            fit_linear_domains(inputs.columns_NF[own], split.target_N[own], len(split.labels))
-            for own in (split.in_training_N, split.in_training_N & ~split.in_block_N)
-        )
+
+        def fit(own_N: np.ndarray) -> LinearDomains:
+            return fit_linear_domains(inputs.columns_NF[own_N], split.target_N[own_N], len(split.labels))
+
+        baseline, outside_N = fit(split.in_training_N), split.in_training_N & ~split.in_block_N
+        judged = fit(outside_N) if split.in_block_N.any() else baseline
         return Lesson(features, inputs, split.target_N, baseline, judged)
 
     def build(self, lesson: Lesson, split: DomainSplit, recipe: Recipe, rng: int) -> tuple[SpotNetwork, Architecture]:
@@ -174,8 +176,7 @@ class DomainTask(Task):
 def judge_on(model: DomainModel, lesson: Lesson, trained: Trained) -> None:
     """Choose the blend, calibrate it and score it beside its parts, on spots that were held out.
 
-    Blocks are more alike to what the network saw than a new section is: they can only lower its weight below an equal
-    one, and tell nothing of the label sets of new sections.
+    Label sets are promised for new sections, of which blocks of training sections tell nothing.
     """
     judges = trained.judges.sections
     inference = Inference(depth=model.architecture.n_steps)
@@ -187,7 +188,7 @@ def judge_on(model: DomainModel, lesson: Lesson, trained: Trained) -> None:
     known_N = truth_N >= 0
     if known_N.any():
         weight = choose_proba_weight(network_NC[known_N], linear_NC[known_N], truth_N[known_N])
-        model.blend = min(weight, EQUAL) if trained.judges.are_blocks else weight
+        model.blend = trained.judges.limited(weight)
     answer_NC = blend_proba(network_NC[None], linear_NC, model.blend)[0]
     if known_N.any():
         calibrate_domains(model, answer_NC, truth_N)

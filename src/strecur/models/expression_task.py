@@ -145,10 +145,10 @@ class ExpressionTask(Task):
         groups_N = held_out_groups(data, split.training)[taught]
         columns_NF = inputs.averaged_NF[taught]
         penalty, held_out_NG = choose_penalty(columns_NF, log_NG, groups_N)
-        baseline, judged = (
-            fit_linear_expression(columns_NF[own], log_NG[own], penalty)
-            for own in (slice(None), ~split.in_block_N[taught])
-        )
+        baseline, outside_N = fit_linear_expression(columns_NF, log_NG, penalty), ~split.in_block_N[taught]
+        judged = baseline
+        if not outside_N.all():
+            judged = fit_linear_expression(columns_NF[outside_N], log_NG[outside_N], penalty)
         reliability = rate_genes(genes, log_NG, held_out_NG, data.sections.codes[taught])
         parts = features, inputs, target_NG, baseline, judged
         return ExpressionLesson(*parts, scale, log_NG, held_out_NG, taught, reliability)
@@ -170,8 +170,10 @@ class ExpressionTask(Task):
         inference = Inference(depth=depth, symmetric=False)
         found = score_sections(truths, run(network, judges.sections, inference, fabric)[1])
         spread = np.nanvar(np.concatenate(truths), axis=0).mean()
-        scores = {"pcc": found["pcc"], "r2": 1 - found["mse"] / max(spread, TINY)}
-        return judges.named(dict(reversed(scores.items())) if judges.are_blocks else scores | {"mse": found["mse"]})
+        r2 = 1 - found["mse"] / max(spread, TINY)
+        if judges.are_blocks:
+            return judges.named({"r2": r2, "pcc": found["pcc"]})
+        return judges.named({"pcc": found["pcc"], "r2": r2, "mse": found["mse"]})
 
     def has_collapsed(self, network: SpotNetwork, sections: Sequence[Section], depth: int, fabric: Fabric) -> bool:
         """Return whether the prediction hardly varies between spots, which the mean of each gene does not."""
@@ -330,8 +332,7 @@ def rate_genes(
 def judge_on(model: ExpressionModel, lesson: ExpressionLesson, trained: Trained) -> None:
     """Choose the blend and score all parts on spots that were held out; on whole sections, rate genes and errors too.
 
-    Blocks are more alike to what the network saw than a new section is: they can only lower its weight below an equal
-    one, and errors there are too small.
+    Errors in blocks of training sections are smaller than in a new section.
     """
     inference = Inference(depth=model.architecture.n_steps)
     judges = trained.judges.sections
@@ -342,7 +343,7 @@ def judge_on(model: ExpressionModel, lesson: ExpressionLesson, trained: Trained)
     truth_NG, network_NG, linear_NG = (np.concatenate(parts)[known_N] for parts in (measured, values, linear))
     if not model.predicts_counts:
         weight = choose_value_weight(network_NG, linear_NG, truth_NG)
-        model.blend = min(weight, EQUAL) if trained.judges.are_blocks else weight
+        model.blend = trained.judges.limited(weight)
     truths = [model.target.log2(truth) for truth in measured]
     answers = [blend_values(a_NG, b_NG, model.blend) for a_NG, b_NG in zip(network, linear, strict=True)]
     model.scores = pd.DataFrame(

@@ -13,6 +13,7 @@ from strecur._settings import settings
 from strecur.engine import Checkpoint, fit
 from strecur.engine.checkpoint import checksum_sections
 from strecur.engine.devices import make_fabric
+from strecur.models.blend import EQUAL
 from strecur.models.network import resolve_architecture, resolve_backbone, to_json
 from strecur.models.plan import in_tiles, plan_training
 from strecur.models.sections import engine_sections, has_target, hide_targets, surroundings
@@ -112,6 +113,13 @@ class Judges:
 
     sections: list[Section]
     are_blocks: bool
+
+    def limited(self, weight: float) -> float:
+        """Limit the weight of the network in the blend that was chosen on these spots.
+
+        Blocks are more alike to what the network saw than a new section is, and can only lower it below an equal one.
+        """
+        return min(weight, EQUAL) if self.are_blocks else weight
 
     def named(self, scores: Mapping[str, float]) -> dict[str, float]:
         """Name scores, for the history of a training, after where they were measured."""
@@ -272,7 +280,7 @@ def resolve(task: Task, request: Request, layout: str, split: Split) -> Recipe:
 
 
 def count_epochs(optimizer_steps: int, recipe: Recipe, split: Split) -> int:
-    """Return the passes over the training sections in which so many optimizer steps are taken."""
+    """Return the number of passes over the training sections that take this many optimizer steps."""
     return max(optimizer_steps // (recipe.architecture.n_steps * len(split.training)), MIN_EPOCHS)
 
 

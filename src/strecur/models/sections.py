@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from strecur._anndata import SectionData
     from strecur.models.features.spots import Inputs
+
+logger = logging.getLogger("strecur")
 
 MIN_SECTIONS = 4
 """With fewer sections, one that is held out for validation costs more than it gains."""
@@ -52,11 +55,6 @@ class Split:
         """Positions of the spots of training sections that have a target."""
         return np.flatnonzero(self.in_training_N & self.known_N)
 
-    @property
-    def judges(self) -> list[str]:
-        """Sections with spots to validate on."""
-        return self.held_out or (self.training if self.in_block_N.any() else [])
-
 
 def split_sections(
     data: SectionData, group_N: np.ndarray, validation: str | Sequence[str] | None, rng: int, *, auto_blocks: bool
@@ -86,6 +84,8 @@ def split_sections(
         chosen_N = choose_blocks(data, training, group_N, rng)
         if chosen_N.sum() >= MIN_BLOCK_SPOTS:
             in_block_N = chosen_N
+        else:
+            logger.info("too few spots to hold blocks out; the length of the training is not chosen")
     return Split(training, held_out, data.within(training), known_N, in_block_N)
 
 

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from natsort import natsorted
 
 from strecur._anndata import logger
-from strecur._labels import clean_labels
+from strecur._labels import clean_labels, sorted_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,8 +36,7 @@ def read_categories(column: pd.Series) -> list[str]:
     """
     if isinstance(column.dtype, pd.CategoricalDtype):
         return list(dict.fromkeys(clean_labels(list(column.cat.categories)).dropna()))
-    names = clean_labels(column).dropna().unique()
-    return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+    return sorted_labels(clean_labels(column).dropna().unique())
 
 
 def category_colors(adata: AnnData, key: str, names: Sequence[str], *, like: str | None = None) -> dict[str, str]:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 def single_votes(votes: pd.DataFrame, *, names: pd.Index) -> pd.DataFrame:
@@ -51,8 +47,3 @@ def pairwise_agreement(votes: pd.DataFrame) -> pd.DataFrame:
         kappa = float(cohen_kappa_score(both[first], both[second])) if several else np.nan
         rows.append((first, second, len(both), same, kappa))
     return pd.DataFrame(rows, columns=["annotator", "other", "n_spots", "agreement", "kappa"])
-
-
-def sorted_labels(labels: Iterable[str]) -> list[str]:
-    """Sort labels; whole numbers come first, by value."""
-    return sorted(labels, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from strecur._anndata import clean_labels
+from strecur._labels import clean_labels
 from strecur.pp.annotation.tables import choose_column, require_column
 
 if TYPE_CHECKING:

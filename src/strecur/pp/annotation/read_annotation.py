@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from strecur._anndata import check_free, check_key, find_library_key, open_table, read_sections, write
+from strecur._anndata import check_free, check_key, find_library_key, find_spatial_key, open_table, read_sections, write
 from strecur._arguments import check_not_negative
-from strecur.pp.annotation.consensus import majority, pairwise_agreement, single_votes, sorted_labels
+from strecur._labels import sorted_labels
+from strecur.pp.annotation.consensus import majority, pairwise_agreement, single_votes
 from strecur.pp.annotation.locate import near_other_labels
 from strecur.pp.annotation.sources import Found, Keys, describe, read_section, split_by_section
 from strecur.pp.annotation.units import check_scale
@@ -36,7 +37,7 @@ def read_annotation(
     scale: float | str | Mapping[str, float | str] = 1.0,
     border: float = 0.0,
     library_key: str | None = None,
-    spatial_key: str = "spatial",
+    spatial_key: str | None = None,
     key_added: str = "annotation",
     copy: bool = False,
     table_key: str | None = None,
@@ -85,7 +86,8 @@ def read_annotation(
         Column of ``obs`` with the section of each spot. If ``None`` (default), the one given to
         :func:`strecur.pp.to_grid`; without either, all spots are one section.
     spatial_key
-        Key of ``obsm`` with the coordinates (x, y) of the spots; for polygons and ``border``.
+        Key of ``obsm`` with the coordinates (x, y) of the spots; for polygons and ``border``. If ``None`` (default),
+        the one given to :func:`strecur.pp.to_grid`, else ``"spatial"``.
     key_added
         Name of the results.
     copy
@@ -139,7 +141,7 @@ def read_annotation(
     table = open_table(adata, table_key=table_key, copy=copy)
     # A column of this name is likely to be the user's own, so the default is checked too.
     check_free(table, key_added, default="")
-    library_key = find_library_key(table, library_key)
+    library_key, spatial_key = find_library_key(table, library_key), find_spatial_key(table, spatial_key)
     sections = read_sections(table, library_key)
     keys = Keys(label_key, annotator_key, library_key, spatial_key)
     parts = {
@@ -185,7 +187,7 @@ def _categories(labels: np.ndarray, *, border: float) -> list[str]:
 
 
 def _params(keys: Keys, *, source: Any, scale: Any, border: float) -> dict[str, Any]:
-    named = {"label_key": keys.label, "annotator_key": keys.annotator, "library_key": keys.library}
+    named = {"label_key": keys.label, "annotator_key": keys.annotator, "library_key": keys.section}
     return {
         "source": describe(source),
         "scale": scale,

@@ -40,7 +40,7 @@ class Keys(NamedTuple):
 
     label: str | None
     annotator: str | None
-    library: str | None
+    section: str | None
     spatial: str
 
 
@@ -219,12 +219,12 @@ def _add_table(
     label: str,
 ) -> None:
     """Add the labels of a table, section by section if it has a column of them."""
-    named = {"label_key": keys.label, "annotator_key": keys.annotator, "library_key": keys.library}
+    named = {"label_key": keys.label, "annotator_key": keys.annotator, "library_key": keys.section}
     votes = split_table(frame, **named, annotator=annotator, label=label)
     known = votes["section"].isin(sections.names if name is None else [name]) if "section" in votes else None
     if known is not None and not known.any():
         msg = (
-            f"{label} has the sections {sorted(votes['section'].unique())} in its column {keys.library!r}; expected "
+            f"{label} has the sections {sorted(votes['section'].unique())} in its column {keys.section!r}; expected "
             f"{sections.names if name is None else [name]}"
         )
         raise ValueError(msg)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from strecur._anndata import clean_labels
 from strecur._barcodes import BARCODE, split_barcodes
+from strecur._labels import clean_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

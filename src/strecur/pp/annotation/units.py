@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from strecur._arguments import check_positive
-from strecur.pp.image.sources import read_mpp
+from strecur.pp.image.sources import find_library, read_mpp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,9 +27,7 @@ def check_scale(scale: object) -> None:
 
 def known_scales(table: AnnData, name: str, rows: np.ndarray, xy: np.ndarray, *, alone: bool) -> dict[str, float]:
     """Return how many units of the coordinates each unit is, for those that ``uns["spatial"]`` tells."""
-    libraries = table.uns.get("spatial", {})
-    entry = libraries.get(name, next(iter(libraries.values())) if alone and len(libraries) == 1 else {})
-    factors = entry.get("scalefactors", {})
+    factors = find_library(table, name, alone=alone)[1].get("scalefactors", {})
     known = {
         size: 1 / float(factors[f"tissue_{size}_scalef"]) for size in UNITS[1:] if f"tissue_{size}_scalef" in factors
     }

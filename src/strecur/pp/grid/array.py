@@ -23,7 +23,7 @@ FEW = 0.05
 """Share of the spots of a section that may contradict the others before its array coordinates mean something else."""
 
 SURE, UNLIKELY = 50, 0.25
-"""On a square lattice of at least so many spots, the less frequent parity is hardly as rare as this."""
+"""Number of spots from which a share of the less frequent parity between FEW and this one fits no lattice."""
 
 ISOLATED = 0.1
 """With fewer spots that have a neighbour, whole numbers are pixels rather than positions of an array."""

@@ -30,8 +30,9 @@ MIXED = 0.2
 REACH = 1.25
 """Spots are in contact up to this many times the median distance to the nearest one."""
 
-MORE_CONTACT = 1.25
-"""How many times more spots of their own value are in contact where values were put on top of each other."""
+MORE_CONTACT, NAMED_CONTACT = 1.25, 0.95
+"""How many times more spots of their own value are in contact where values were put on top of each other, and the same
+for columns whose names suggest sections."""
 
 MAX_VALUES = 5000
 
@@ -50,7 +51,7 @@ def check_overlap(
         contact = _contact(xy, sections.codes) if contact is None else contact
         # the spots of each section or field of view keep a distance from one another, not from those of another one
         own = _contact(xy, pd.factorize(pd.MultiIndex.from_arrays([sections.codes, codes]))[0])
-        if own > (0.95 if _is_named(adata, column) else MORE_CONTACT) * contact:
+        if own > (NAMED_CONTACT if _is_named(adata, column) else MORE_CONTACT) * contact:
             raise ValueError(_overlap_message(adata, column, codes, sections, library_key, spatial_key))
 
 

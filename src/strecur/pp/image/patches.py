@@ -46,7 +46,7 @@ def embed_patches(
     mpp: float | Mapping[str, float] | None = None,
     views: int = 1,
     patches: Patches | Mapping[str, object] | None = None,
-    spatial_key: str = "spatial",
+    spatial_key: str | None = None,
     key_added: str = "X_patch",
     copy: bool = False,
     table_key: str | None = None,
@@ -86,7 +86,8 @@ def embed_patches(
         Size and staining of the patches: a :class:`~strecur.pp.Patches`, or a mapping of its options, such as
         ``{"um": 224}``. By default 112 µm, without stain normalisation.
     spatial_key
-        Key of ``obsm`` with the spot coordinates (x, y).
+        Key of ``obsm`` with the spot coordinates (x, y). If ``None`` (default), the one given to
+        :func:`strecur.pp.to_grid`, else ``"spatial"``.
     key_added
         Name of all results.
     copy
@@ -140,6 +141,7 @@ def embed_patches(
     key = _anndata.check_key(key_added)
     _anndata.check_free(table, key, default="X_patch")
     sections = _anndata.read_sections(table, _anndata.find_library_key(table, library_key))
+    spatial_key = _anndata.find_spatial_key(table, spatial_key)
     coordinates = read_coordinates(adata, table, spatial_key)
     sources = find_images(adata, table, image, sections, image_scale=options.image_scale, spatial_key=spatial_key)
     jobs = []
