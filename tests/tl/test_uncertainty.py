@@ -8,6 +8,7 @@ import calls
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 import strecur as st
 
@@ -188,6 +189,65 @@ def test_novelty_of_a_representation(sections):
     model = train(part, use_rep="X_own", validation=None, max_epochs=1)
     found = apply(sections, model).uns["trm_domains"]["sections"]["novelty"]
     assert found["S3"] == pytest.approx(3, rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def larger() -> ad.AnnData:
+    """Return three sections with as many spots as the novelty of spots needs."""
+    adata = st.datasets.synthetic_sections(n_sections=3, n_rows=30, n_cols=30, n_domains=4)
+    st.pp.to_grid(adata, library_key="section")
+    return adata
+
+
+@pytest.fixture(scope="module")
+def without_l1(larger: ad.AnnData) -> DomainModel:
+    """Return a model of two sections that never saw the domain L1."""
+    part = larger[((larger.obs["section"] != "S3") & (larger.obs["domain"] != "L1")).to_numpy()].copy()
+    return train(part, validation=None, max_epochs=1, n_components=20, neighbours=(19, 91))
+
+
+def test_spots_of_an_unseen_domain_are_novel_and_can_be_left_out(larger, without_l1, tmp_path, caplog):
+    new = larger[larger.obs["section"] == "S3"].copy()
+    with caplog.at_level("WARNING"):
+        result = apply(new, without_l1)
+    novelty, unseen = result.obs["trm_domains_novelty"], (new.obs["domain"] == "L1").to_numpy()
+    assert novelty.dtype == np.float32
+    assert novelty.between(0, 1).all()
+    assert roc_auc_score(unseen[new.obs["domain"].notna()], novelty[new.obs["domain"].notna()]) > 0.9
+    novel = (novelty > 0.99).mean()
+    assert result.uns["trm_domains"]["sections"].loc["S3", "novel"] == pytest.approx(novel)
+    assert novel > 0.05
+    assert "section S3" in caplog.text
+    assert "stranger than 99 %" in caplog.text
+    left_out = apply(new, without_l1, novelty=0.95)
+    assert list(left_out.obs["trm_domains"].isna()) == list(novelty > 0.95)
+    assert left_out.uns["trm_domains"]["params"]["novelty"] == 0.95
+    without_l1.save(tmp_path / "model")
+    again = apply(new, st.load_model(tmp_path / "model"))
+    np.testing.assert_array_equal(again.obs["trm_domains_novelty"], novelty)
+
+
+def test_a_part_of_a_section_is_labelled_like_the_whole(larger, without_l1):
+    new = larger[((larger.obs["section"] == "S3") & (larger.obs["domain"] != "L1")).to_numpy()].copy()
+    whole = apply(new, without_l1).obs["trm_domains_linear"]
+    inside = (new.obs["domain"] == "L4").to_numpy()
+    own = replace(without_l1, features=replace(without_l1.features, domains=None))
+    same, alone = (
+        (apply(new[inside].copy(), m).obs["trm_domains_linear"] == whole[inside]).mean() for m in (without_l1, own)
+    )
+    assert same > 0.9
+    assert alone < 0.7
+
+
+def test_novelty_of_few_training_spots_is_not_known(new, model):
+    few = replace(model, novelty=None)
+    assert apply(new, few).obs["trm_domains_novelty"].isna().all()
+    assert np.isnan(apply(new, few).uns["trm_domains"]["sections"].loc["S3", "novel"])
+    with pytest.raises(ValueError, match="does not know how strange"):
+        apply(new, few, novelty=0.9)
+    for wrong in (0, 1, "much"):
+        with pytest.raises((ValueError, TypeError), match="novelty"):
+            apply(new, model, novelty=wrong)
 
 
 BAD = {

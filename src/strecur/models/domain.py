@@ -21,6 +21,7 @@ from strecur.models.features.spots import SpotFeatures, features_from_saved, fea
 from strecur.models.io.folders import save_folder
 from strecur.models.linear import LinearDomains
 from strecur.models.network import Architecture, Backbones, known_to, network_from_saved, network_to_saved
+from strecur.models.novelty import SpotNovelty, novelty_from_arrays, novelty_to_arrays, rate_section
 from strecur.models.smoothing import smooth, smooth_answers
 from strecur.nn import BackboneConfig, DomainHead, SpotNetwork
 
@@ -66,6 +67,8 @@ class DomainModel(NetworkModel):
         What log-probabilities are divided by to be calibrated; see :func:`strecur.tl.calibrate`.
     conformal_scores
         Probability of the annotated domain of every calibration spot, descending (float32); ``None``: not calibrated.
+    novelty
+        How strange spots of new sections are; ``None``: not known, with too few training spots.
     halt_threshold
         Probability above which a section has halted; ``None``: that of the recipe. See
         :func:`strecur.tl.calibrate_halting`.
@@ -87,6 +90,7 @@ class DomainModel(NetworkModel):
     blend: float = EQUAL
     temperature: float = 1.0
     conformal_scores: np.ndarray | None = None
+    novelty: SpotNovelty | None = None
     halt_threshold: float | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     selections: ClassVar[tuple[Selection, ...]] = ("converged", "mean", "vote")
@@ -152,6 +156,24 @@ class DomainModel(NetworkModel):
         """
         return [smooth(self.baseline.predict_proba(s.features_NF.numpy()), s, self.smoothing) for s in sections]
 
+    def rate_novelty(self, sections: Sequence[Section]) -> list[np.ndarray]:
+        """Rate how strange the spots of sections are whose features are ready.
+
+        Parameters
+        ----------
+        sections
+            Features and lattices.
+
+        Returns
+        -------
+        For each section the share of training spots that were less strange than each spot, float32; NaN if not known.
+        """
+        features = [section.features_NF.numpy() for section in sections]
+        return [
+            rate_section(self.novelty, own_NF, self.baseline.logits(own_NF), section.lattice.position_N2.numpy())
+            for own_NF, section in zip(features, sections, strict=True)
+        ]
+
     def answers(
         self, sections: Sequence[Section], inference: Inference, restarts: Sequence[Answer]
     ) -> list[np.ndarray]:
@@ -213,6 +235,7 @@ class DomainModel(NetworkModel):
         }
         if self.conformal_scores is not None:
             arrays["conformal_scores"] = self.conformal_scores
+        arrays |= novelty_to_arrays(self.novelty)
         arrays |= {f"baseline.{name}": value for name, value in asdict(self.baseline).items()}
         save_folder(path, config, arrays | weights, known_to(self.backbone), overwrite=overwrite)
 
@@ -234,6 +257,7 @@ def domains_from_saved(
         blend=config.get("blend", 1.0),
         temperature=config["temperature"],
         conformal_scores=arrays.get("conformal_scores"),
+        novelty=novelty_from_arrays(arrays),
         halt_threshold=config["halt_threshold"],
         id=config["id"],
     )

@@ -20,6 +20,7 @@ from strecur.models.features.spots import fit_domain_features
 from strecur.models.fitting import Lesson, Task, count_epochs
 from strecur.models.linear import LinearDomains, fit_linear_domains
 from strecur.models.network import build_network
+from strecur.models.novelty import fit_on_training
 from strecur.models.sections import Split, split_sections
 from strecur.models.smoothing import choose_smoothing, smooth_answers
 from strecur.nn import DomainHead
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("strecur")
 
 UNLABELLED = -1
+
+JUDGED_SPOTS = 20_000
+"""Spots at most that the baselines are fitted on by which training spots are judged for their novelty."""
 
 CROP = 4096
 """Spots of a section that one visit of the training shows."""
@@ -96,7 +100,18 @@ class DomainTask(Task):
 
         baseline, outside_N = fit(split.in_training_N), split.in_training_N & ~split.in_block_N
         judged = fit(outside_N) if split.in_block_N.any() else baseline
-        return Lesson(features, inputs, split.target_N, baseline, judged)
+
+        def fit_logits(rows: np.ndarray) -> Any:
+            chosen = np.random.default_rng(rng).permutation(rows)[:JUDGED_SPOTS]
+            present, own_N = np.unique(split.target_N[chosen], return_inverse=True)
+            return fit_linear_domains(inputs.columns_NF[chosen], own_N, len(present)).logits
+
+        sizes = features.neighbours
+        novelty = fit_on_training(
+            inputs.columns_NF, features.width, sizes, data, split.training, split.target_N, fit_logits
+        )
+        features = features.with_domains(data, split.training, split.target_N)
+        return Lesson(features, inputs, split.target_N, baseline, judged, novelty)
 
     def build(self, lesson: Lesson, split: DomainSplit, recipe: Recipe, rng: int) -> tuple[SpotNetwork, Architecture]:
         """Create a network, which starts from the linear model where annotated spots are few."""
@@ -162,6 +177,7 @@ class DomainTask(Task):
             backbone=trained.recipe.backbone,
             network=trained.network,
             baseline=lesson.baseline,
+            novelty=lesson.novelty,
             halting=trained.recipe.halting,
             history=trained.history,
             scores=pd.DataFrame(),

@@ -18,6 +18,7 @@ from strecur.models.features.spots import SpotFeatures, features_from_saved, fea
 from strecur.models.io.folders import save_folder
 from strecur.models.linear import LinearExpression
 from strecur.models.network import Architecture, Backbones, known_to, network_from_saved, network_to_saved
+from strecur.models.novelty import SpotNovelty, novelty_from_arrays, novelty_to_arrays
 from strecur.models.targets import ExpressionTarget
 from strecur.nn import BackboneConfig, CountNetwork, ExpressionHead, SpotNetwork
 
@@ -57,6 +58,8 @@ class LinearExpressionModel:
         Sections the model was trained on.
     errors
         Errors on sections the model was not trained on, for intervals; ``None`` before a calibration.
+    novelty
+        How strange the patches of new sections are; ``None``: not known, with too few training spots.
     id
         Random identifier, written beside every result.
     """
@@ -67,6 +70,7 @@ class LinearExpressionModel:
     reliability: pd.DataFrame
     sections: list[str]
     errors: ExpressionErrors | None = None
+    novelty: SpotNovelty | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     @property
@@ -124,6 +128,7 @@ class LinearExpressionModel:
         }
         if self.errors is not None:
             arrays |= {f"errors.{name}": value for name, value in asdict(self.errors).items()}
+        arrays |= novelty_to_arrays(self.novelty)
         return config, arrays | {f"baseline.{name}": value for name, value in asdict(self.baseline).items()}
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -275,6 +280,7 @@ def expression_from_saved(
         "reliability": pd.DataFrame(config["reliability"], index=pd.Index(target.genes, name="gene")),
         "sections": config["sections"],
         "errors": ExpressionErrors(**errors) if errors else None,
+        "novelty": novelty_from_arrays(arrays),
         "id": config["id"],
     }
     if "architecture" not in config:

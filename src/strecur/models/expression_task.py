@@ -24,6 +24,7 @@ from strecur.models.gene_order import gene_groups
 from strecur.models.genes import choose_genes, only_counts
 from strecur.models.linear import choose_penalty, fit_linear_expression
 from strecur.models.network import build_network
+from strecur.models.novelty import fit_on_training
 from strecur.models.sections import Split, split_sections
 from strecur.models.targets import ExpressionTarget, counted_spots, fit_target, read_counts
 from strecur.nn import CountHead, CountNetwork, ExpressionHead, GenARConfig, PatchConfig
@@ -150,7 +151,9 @@ class ExpressionTask(Task):
         if not outside_N.all():
             judged = fit_linear_expression(columns_NF[outside_N], log_NG[outside_N], penalty)
         reliability = rate_genes(genes, log_NG, held_out_NG, data.sections.codes[taught])
-        parts = features, inputs, target_NG, baseline, judged
+        sizes, learned_N = features.neighbours, np.where(split.known_N, 0, -1)
+        novelty = fit_on_training(inputs.averaged_NF, features.width, sizes, data, split.training, learned_N)
+        parts = features, inputs, target_NG, baseline, judged, novelty
         return ExpressionLesson(*parts, scale, log_NG, held_out_NG, taught, reliability)
 
     def build(
@@ -192,6 +195,7 @@ class ExpressionTask(Task):
             reliability=lesson.reliability,
             sections=split.training,
             errors=fit_errors(lesson.held_out_NG, lesson.log_NG),
+            novelty=lesson.novelty,
         )
 
     def model(self, lesson: ExpressionLesson, split: Split, trained: Trained) -> ExpressionModel:
@@ -209,6 +213,7 @@ class ExpressionTask(Task):
             history=trained.history,
             scores=pd.DataFrame(),
             blend=self.blend,
+            novelty=lesson.novelty,
         )
         if trained.judges.sections:
             judge_on(model, lesson, trained)

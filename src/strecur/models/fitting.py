@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from strecur.engine import Section
     from strecur.models.features.spots import Inputs, SpotFeatures
     from strecur.models.network import Architecture
+    from strecur.models.novelty import SpotNovelty
     from strecur.models.sections import Split
     from strecur.nn import BackboneConfig, HistConfig, SpotNetwork
 
@@ -90,6 +91,8 @@ class Lesson:
         Linear model on the same features.
     judged_baseline
         The same without what the network is validated on, beside which the network is judged.
+    novelty
+        How strange spots of new sections are; ``None`` with too few spots.
     """
 
     features: SpotFeatures
@@ -97,6 +100,7 @@ class Lesson:
     target: np.ndarray
     baseline: Any
     judged_baseline: Any
+    novelty: SpotNovelty | None
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,15 @@ class LinearDomains:
     weight_FC: np.ndarray
     bias_C: np.ndarray
 
+    def logits(self, features_NF: np.ndarray) -> np.ndarray:
+        """Logits of the domains, spots × domains, float32."""
+        return features_NF @ self.weight_FC + self.bias_C
+
     def predict_proba(self, features_NF: np.ndarray) -> np.ndarray:
         """Probabilities of the domains, spots × domains, float32."""
         from scipy.special import softmax
 
-        return softmax(features_NF @ self.weight_FC + self.bias_C, axis=1).astype(np.float32)
+        return softmax(self.logits(features_NF), axis=1).astype(np.float32)
 
 
 def fit_linear_domains(features_NF: np.ndarray, target_N: np.ndarray, n_domains: int) -> LinearDomains:

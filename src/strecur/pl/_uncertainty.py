@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from strecur._anndata import read_labels
@@ -18,6 +18,9 @@ from strecur.pl._maps import MapFigure
 from strecur.pl._results import choose_sections, open_result, read_answer_labels
 from strecur.pl._spots import draw_spots
 
+LEAST_SHARE = 1e-3
+"""Share of stranger training spots that is told apart from zero."""
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -25,12 +28,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
+    from strecur.pl._spots import SectionMap
+
 
 def confidence(
     adata: AnnData | SpatialData,
     key: str = "trm_domains",
     *,
     truth: str | None = None,
+    novelty: bool | None = None,
     library_key: str | None = None,
     library_id: str | Sequence[str] | None = None,
     img: bool = False,
@@ -39,7 +45,7 @@ def confidence(
     show: bool | None = None,
     table_key: str | None = None,
 ) -> Axes | list[Axes] | None:
-    """Plot the confidence of every spot, one row per section, and its distribution in right and in wrong spots.
+    """Plot confidence and novelty of every spot, one row per section, and the confidence of right and wrong spots.
 
     Parameters
     ----------
@@ -50,6 +56,9 @@ def confidence(
     truth
         Column of ``obs`` with annotated domains. The distributions of confidence in correctly and in wrongly labelled
         spots are plotted beside each map; spots without annotation are left out. If ``None`` (default), only maps.
+    novelty
+        Plot ``obs[f"{key}_novelty"]`` too, as the share of training spots that were stranger than each spot, so that
+        the spots of unseen tissue stand out. If ``None`` (default), where it is known and ``ax`` is ``None``.
     library_key
         Column of ``obs`` with the section of each spot. If ``None`` (default), the one of the prediction, else the one
         given to :func:`strecur.pp.to_grid`.
@@ -87,25 +96,47 @@ def confidence(
     >>> st.tl.trm_domains(adata, model, library_key="section")
     >>> axes = st.pl.confidence(adata, truth="domain")
     """
-    column = f"{key}_confidence"
-    table = open_result(adata, key, table_key=table_key, obs=[column, *([] if truth is None else [key])])
+    needed = [f"{key}_confidence", *([] if truth is None else [key]), *([f"{key}_novelty"] if novelty else [])]
+    table = open_result(adata, key, table_key=table_key, obs=needed)
+    strange = _read_novelty(table, key) if novelty or (novelty is None and ax is None) else None
     maps = MapFigure.read(table, key, library_key=library_key, library_id=library_id, img=img, spatial_key=spatial_key)
-    values = table.obs[column].to_numpy(dtype=float, na_value=np.nan)
+    values = table.obs[needed[0]].to_numpy(dtype=float, na_value=np.nan)
     columns = [] if truth is None else [read_labels(table, name).to_numpy() for name in (truth, key)]
 
-    axes = maps.panels(ax, 1 if truth is None else 2, margin=0.8)
-    for section, (panel, *chart) in maps.with_panels(axes):
+    n_maps = 1 if strange is None else 2
+    axes = maps.panels(ax, n_maps + (truth is not None), margin=0.8)
+    for section, panels in maps.with_panels(axes):
         shown = values[section.rows]
-        mappable = draw_spots(panel, section, shown, cmap=colormaps["viridis"], norm=Normalize(0, 1))
-        panel.set_title(section.caption("confidence"), fontsize="medium")
-        if chart:
-            _draw_distributions(chart[0], shown, *(labels[section.rows] for labels in columns))
-            # without a label, whose room the chart needs; the title names the quantity
-            add_color_bar(panel, mappable)
-    if truth is None:
+        mappable = draw_spots(panels[0], section, shown, cmap=colormaps["viridis"], norm=Normalize(0, 1))
+        panels[0].set_title(section.caption("confidence"), fontsize="medium")
+        if strange is not None:
+            _draw_novelty(panels[1], section, strange[section.rows])
+        if truth is not None:
+            _draw_distributions(panels[-1], shown, *(labels[section.rows] for labels in columns))
+        if len(panels) > 1:
+            # without a label, whose room the panels beside it need; the title names the quantity
+            add_color_bar(panels[0], mappable)
+    if len(axes) == len(maps.sections):
         # one scale for all, beside the first row
         add_color_bar(axes[min(len(axes), MAX_COLUMNS) - 1], mappable, "confidence")
     return finish(one_or_all(axes), show=show)
+
+
+def _read_novelty(table: AnnData, key: str) -> np.ndarray | None:
+    """Return the novelty of all spots; ``None`` where the model did not know it."""
+    column = f"{key}_novelty"
+    if column not in table.obs:
+        return None
+    values = table.obs[column].to_numpy(dtype=float, na_value=np.nan)
+    return None if np.isnan(values).all() else values
+
+
+def _draw_novelty(ax: Axes, section: SectionMap, novelty: np.ndarray) -> None:
+    """Draw the share of stranger training spots on a logarithmic scale, on which unseen tissue stands out."""
+    stranger = np.maximum(1 - novelty, LEAST_SHARE)
+    mappable = draw_spots(ax, section, stranger, cmap=colormaps["magma"], norm=LogNorm(LEAST_SHARE, 1))
+    ax.set_title(section.caption("stranger training spots"), fontsize="medium")
+    add_color_bar(ax, mappable).yaxis.set_major_formatter(percent)
 
 
 def _draw_distributions(ax: Axes, values: np.ndarray, truth: np.ndarray, answer: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from strecur.models.plan import plan_inference
 from strecur.models.sections import engine_sections
 from strecur.options import Features, Inference, Training, as_options
 from strecur.tl._inputs import recorded, require_model
+from strecur.tl._novelty import share_novel
 from strecur.tl._reasoning import describe_answers, residual_table, settling_steps
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def trm_domains(
     inference: Inference | Mapping[str, Any] | None = None,
     coverage: float | None = None,
     abstain: float = 0.0,
+    novelty: float | None = None,
     rng: int = 0,
     key_added: str = "trm_domains",
     copy: bool = False,
@@ -157,6 +159,9 @@ def trm_domains(
         The model must be calibrated, by :func:`calibrate` or on its validation sections.
     abstain
         Confidence below which a spot gets no domain, at least 0 and below 1.
+    novelty
+        Novelty above which a spot gets no domain, between 0 and 1: with 0.95, about 5 % of the spots of tissue that the
+        model knows get none either. If ``None`` (default), all get one.
     rng
         Seed; the same seed gives the same restarts, whatever other sections are there.
     key_added
@@ -171,10 +176,15 @@ def trm_domains(
     ``None``, or with ``copy=True`` the AnnData. Writes, with ``key`` for ``key_added``:
 
     ``obs[key]``
-        Domain of each spot (categorical of the training labels); missing where the confidence is below ``abstain``, and
-        outside the tissue (``obs["in_tissue"]`` is 0), where all results are missing: NaN, false, step 0 and index -1.
+        Domain of each spot (categorical of the training labels); missing where the confidence is below ``abstain`` or
+        the novelty above ``novelty``, and outside the tissue (``obs["in_tissue"]`` is 0), where all results are
+        missing: NaN, false, step 0 and index -1.
     ``obs[f"{key}_confidence"]``
         Probability of the most probable domain (float32).
+    ``obs[f"{key}_novelty"]``
+        How strange the spot is (float32): the share of the training spots, judged by what was fitted without their
+        block of the section, that were less strange; NaN if there were too few. Domains that the model never saw are
+        near 1.
     ``obs[f"{key}_settling_step"]``
         First outer step after which the spot's domain no longer changes, from 1 (int).
     ``obs[f"{key}_network"]``, ``obs[f"{key}_linear"]``
@@ -193,10 +203,11 @@ def trm_domains(
         With ``coverage``: their number (int).
     ``uns[key]``
         ``params``, ``categories``, ``model`` (its id), ``sections`` (a table of n_spots, n_steps, halt_step,
-        halt_probability, residual, mean_confidence, linear_agreement, novelty and, for several restarts, disagreement
-        by section) and ``residuals`` (a table of section, restart, step and residual). The novelty is the distance to
-        the nearest training section in the space of the representation; 1: as far as training sections are from one
-        another, NaN: there was only one.
+        halt_probability, residual, mean_confidence, linear_agreement, novelty, novel and, for several restarts,
+        disagreement by section) and ``residuals`` (a table of section, restart, step and residual). The novelty of a
+        section is the distance to the nearest training section in the space of the representation; 1: as far as
+        training sections are from one another, NaN: there was only one. ``novel`` is the share of its spots stranger
+        than 99 % of the training spots; more than 5 % are logged.
 
     Raises
     ------
@@ -221,6 +232,7 @@ def trm_domains(
     options = as_options(Inference, "inference", inference)
     check_whole("rng", rng, least=0)
     check_calibration(model, coverage, abstain)
+    check_novelty(model, novelty)
     table = open_table(adata, table_key=table_key, copy=copy)
     check_free(table, key_added, default="trm_domains")
     data = read_section_data(table, library_key)
@@ -230,15 +242,21 @@ def trm_domains(
     answers = model.predict(sections, options, rng=rng)
 
     params = {**recorded(options), "rng": rng, "library_key": find_library_key(table, library_key)}
-    params |= {"smoothing": model.smoothing, "temperature": model.temperature, "abstain": abstain, "coverage": coverage}
+    params |= {"smoothing": model.smoothing, "temperature": model.temperature, "abstain": abstain}
+    params |= {"coverage": coverage, "novelty": novelty}
     proba_DNC = data.join(model.answers(sections, options, answers), axis=1)
+    novelty_N = data.join(model.rate_novelty(sections))
     obs, obsm, by_section = label_spots(model, data, answers, proba_DNC, abstain=abstain)
+    obs["_novelty"] = novelty_N
+    if novelty is not None:
+        obs[""] = pd.Categorical.from_codes(np.where(novelty_N > novelty, UNLABELLED, obs[""].codes), model.labels)
     network_N = data.join([answer.combined(filled(options.selection))[-1] for answer in answers]).argmax(axis=1)
     linear_N = data.join(model.predict_linear(sections)).argmax(axis=1)
     for name, label_N in (("_network", network_N), ("_linear", linear_N)):
         obs[name] = pd.Categorical.from_codes(label_N, model.labels)
     by_section.insert(1, "linear_agreement", data.means(proba_DNC[-1].argmax(axis=1) == linear_N))
     by_section.insert(2, "novelty", inputs.novelty)
+    by_section.insert(3, "novel", share_novel(data, novelty_N))
     record = {
         "params": {name: value for name, value in params.items() if value is not None},
         "categories": model.labels,
@@ -304,6 +322,18 @@ def of_all_spots(data: SectionData, values: np.ndarray | pd.Categorical) -> np.n
     if values.dtype.kind == "f":
         return data.spread(values)
     return data.spread(values, missing=UNLABELLED if values.dtype == np.int16 else 0)
+
+
+def check_novelty(model: DomainModel, novelty: float | None) -> None:
+    """Raise unless the level is a share, and the model knows how strange spots are."""
+    if novelty is None:
+        return
+    check_probability("novelty", novelty)
+    if model.novelty is None:
+        msg = (
+            "the model does not know how strange spots are: it had too few training spots, or is of an earlier version"
+        )
+        raise ValueError(msg)
 
 
 def check_calibration(model: DomainModel, coverage: float | None, abstain: float) -> None:

@@ -15,17 +15,20 @@ from strecur._anndata import (
     write,
 )
 from strecur._arguments import check_probability, check_whole, filled
+from strecur._geometry import physical_positions
 from strecur.models import ExpressionModel, LinearExpressionModel
 from strecur.models.blend import blend_values
 from strecur.models.counts import log2_of
 from strecur.models.expression_task import CountTask, ExpressionTask
 from strecur.models.features.representation import EMBED
 from strecur.models.fitting import Request, fit_model
+from strecur.models.novelty import rate_section
 from strecur.models.plan import plan_inference
 from strecur.models.sections import engine_sections
 from strecur.nn import GenARConfig
 from strecur.options import Features, Inference, Training, as_options
 from strecur.tl._inputs import recorded, require_model
+from strecur.tl._novelty import share_novel
 from strecur.tl._reasoning import describe_answers, residual_table
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
     from strecur._anndata import SectionData
     from strecur.engine import Section
+    from strecur.models.features.spots import Inputs
     from strecur.models.network import Architecture
     from strecur.models.targets import ExpressionTarget
     from strecur.nn import BackboneConfig
@@ -216,12 +220,14 @@ def predict_expression(
         samples (float32, spots × genes).
     ``obsm[f"{key}_interval"]``
         With ``coverage``: half the width of the interval (float32, spots × genes).
+    ``obs[f"{key}_novelty"]``
+        Share of the training spots whose patches were less strange, from 0 to 1 (float32); see :func:`trm_domains`.
     ``uns[key]``
         ``params``, ``var_names`` (the genes), ``target`` (their scale; with ``target_sum`` and
         ``size_factor_key`` if it is depth-normalised), ``model`` (its id), ``reliability`` (a table of
         how well each gene is predicted; see :class:`~strecur.models.ExpressionModel`) and ``sections`` (a table of
-        n_spots, n_predicted, novelty and, for a network, n_steps, halt_step, halt_probability and residual by section)
-        and, for a network, ``residuals`` (a table of section, restart, step and residual).
+        n_spots, n_predicted, novelty, novel and, for a network, n_steps, halt_step, halt_probability and residual by
+        section) and, for a network, ``residuals`` (a table of section, restart, step and residual).
 
     Raises
     ------
@@ -266,7 +272,9 @@ def predict_expression(
     if coverage is not None:
         found["_interval"] = filled(model.errors).half_width(found[""], coverage)
     by_section.insert(0, "n_predicted", list(data.sizes().values()))
+    novelty_N = rate_patches(model, data, inputs)
     by_section["novelty"] = inputs.novelty
+    by_section["novel"] = share_novel(data, novelty_N)
     record = {
         "params": {name: value for name, value in params.items() if value is not None},
         "var_names": list(model.genes),
@@ -279,7 +287,7 @@ def predict_expression(
     }
     found["_linear"] = linear_NG
     obsm = {f"{key_added}{name}": as_stored(name, data.spread(v), model.target) for name, v in found.items()}
-    write(table, obsm=obsm, uns={key_added: record})
+    write(table, obs={f"{key_added}_novelty": data.spread(novelty_N)}, obsm=obsm, uns={key_added: record})
     return table if copy else None
 
 
@@ -300,6 +308,14 @@ def run_network(
         found["_sample"] = data.join([draws.first_NG for draws in drawn])
     by_section = describe_answers(data, answers, options).drop(columns="n_spots")
     return found, by_section, {"residuals": residual_table(answers)}
+
+
+def rate_patches(model: LinearExpressionModel, data: SectionData, inputs: Inputs) -> np.ndarray:
+    """Rate how strange the patch of every spot is; NaN if the model does not know."""
+    grid, parts = data.grid, [data.rows(name) for name in data.names]
+    positions_N2 = physical_positions(grid.row, grid.col, grid.layout)
+    found = [rate_section(model.novelty, inputs.averaged_NF[rows], None, positions_N2[rows]) for rows in parts]
+    return data.join(found)
 
 
 def as_stored(name: str, values: np.ndarray, target: ExpressionTarget) -> np.ndarray:

@@ -13,10 +13,10 @@ MAX_TIES = 24
 CHUNK = 16_384
 
 
-def standardise(features: np.ndarray) -> np.ndarray:
-    """Centre and scale one section separately, which removes batch effects without labels."""
+def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return centre and scale of one section; a constant column has scale 1."""
     scale = features.std(axis=0)
-    return (features - features.mean(axis=0)) / np.where(scale > 1e-6, scale, 1.0)
+    return features.mean(axis=0), np.where(scale > 1e-6, scale, 1.0)
 
 
 def neighbourhood_means(features: np.ndarray, positions: np.ndarray, sizes: Sequence[int]) -> np.ndarray:

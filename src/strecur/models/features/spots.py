@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +11,12 @@ import pandas as pd
 from strecur._anndata import SectionData, Sections, read_representation, require
 from strecur._arguments import filled
 from strecur._geometry import physical_positions
+from strecur.models.features.alignment import DomainMoments, fit_moments
 from strecur.models.features.expression import ExpressionFeatures, fit_expression_features
 from strecur.models.features.lattices import TrainingLattices, read_lattices
-from strecur.models.features.neighbourhood import neighbourhood_means, standardise
+from strecur.models.features.neighbourhood import moments, neighbourhood_means
 from strecur.models.features.representation import RepresentationFeatures, fit_representation
+from strecur.models.gaussians import Gaussians
 from strecur.models.novelty import FamiliarSections, find_familiar
 
 if TYPE_CHECKING:
@@ -67,6 +69,9 @@ class SpotFeatures:
         Means of the training sections.
     lattices
         Lattices of the training sections; ``None`` for models of earlier versions.
+    domains
+        Moments of the domains in training, by which sections that hold a part of them are centred and scaled; ``None``:
+        every section by its own.
     """
 
     source: ExpressionFeatures | RepresentationFeatures | str
@@ -75,6 +80,7 @@ class SpotFeatures:
     neighbours: tuple[int, ...]
     familiar: FamiliarSections | None = None
     lattices: TrainingLattices | None = None
+    domains: DomainMoments | None = None
 
     @property
     def n_columns(self) -> int:
@@ -107,10 +113,30 @@ class SpotFeatures:
         columns = np.empty((len(values), self.n_columns), dtype=np.float32)
         for name in data.names:
             rows, grid = data.rows(name), data.grid
-            own = standardise(values[rows]) if self.standardised else values[rows]
-            positions = physical_positions(grid.row[rows], grid.col[rows], grid.layout)
+            own, positions = values[rows], physical_positions(grid.row[rows], grid.col[rows], grid.layout)
+            if self.standardised:
+                centre, scale = moments(own) if self.domains is None else self.domains.of_section(own, positions)
+                own = (own - centre) / scale
             columns[rows] = np.hstack([own, neighbourhood_means(own, positions, self.neighbours)])
         return columns
+
+    def with_domains(self, data: SectionData, training: Sequence[str], target_N: np.ndarray) -> SpotFeatures:
+        """Return features that know the moments of the domains of the training sections.
+
+        Parameters
+        ----------
+        data
+            Sections, among them those of the training.
+        training
+            Names of the training sections.
+        target_N
+            Domain of every spot, -1 where there is none.
+        """
+        if not self.standardised:
+            return self
+        grid, values = data.grid, self.representation(data.table)
+        positions = physical_positions(grid.row, grid.col, grid.layout)
+        return replace(self, domains=fit_moments(values, positions, target_N, [data.rows(name) for name in training]))
 
     def representation(self, adata: AnnData) -> np.ndarray:
         """Read the representation, before standardisation and neighbourhoods."""
@@ -186,6 +212,10 @@ def features_to_saved(features: SpotFeatures) -> tuple[dict[str, Any], dict[str,
     arrays: dict[str, np.ndarray] = {}
     if features.familiar is not None:
         arrays |= {f"features.{name}": value for name, value in asdict(features.familiar).items()}
+    if features.domains is not None:
+        saved = {**vars(features.domains), **vars(features.domains.surroundings)}
+        del saved["surroundings"]
+        arrays |= {f"features.domains.{name}": np.atleast_1d(value) for name, value in saved.items()}
     if isinstance(features.source, str):
         return {**values, "use_rep": features.source}, arrays
     (kind,) = [name for name, source in SOURCES.items() if source is type(features.source)]
@@ -209,5 +239,11 @@ def features_from_saved(values: Mapping[str, Any], arrays: Mapping[str, np.ndarr
     if "lattices" in values:
         saved = values["lattices"]
         lattices = TrainingLattices(saved["layout"], tuple(saved["pitch"]), tuple(saved["pitch_um"]))
+    domains = None
+    prefix = "features.domains."
+    own = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+    if own:
+        surroundings = Gaussians(own.pop("mean_CF"), own.pop("whiten_FF"))
+        domains = DomainMoments(surroundings=surroundings, limit=own.pop("limit").item(), **own)
     neighbours = tuple(values["neighbours"])
-    return SpotFeatures(source, values["width"], values["standardised"], neighbours, familiar, lattices)
+    return SpotFeatures(source, values["width"], values["standardised"], neighbours, familiar, lattices, domains)

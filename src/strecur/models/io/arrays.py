@@ -9,6 +9,7 @@ import torch
 from strecur.models.calibration import LEVELS, N_BINS
 from strecur.models.io.schema import SchemaError, require, shown
 from strecur.models.network import PREFIX, architecture_from_json, backbone_from_json, build_network
+from strecur.models.novelty import LEVELS as NOVELTY_LEVELS
 from strecur.nn import DomainHead, ExpressionHead
 
 if TYPE_CHECKING:
@@ -73,7 +74,30 @@ def optional_shapes(config: Mapping[str, Any]) -> list[dict[str, Shape]]:
     """Arrays that come together or not at all."""
     width = config["features"]["width"]
     groups: list[dict[str, Shape]] = [{"features.means_SP": ("S", width), "features.scale_P": (width,)}]
+    n_groups, n_scores = (len(config["labels"]), 3) if config["kind"] == "domains" else (1, 1)
+    groups.append(
+        {
+            "novelty.columns_S": ("columns",),
+            "novelty.domains.mean_CF": (n_groups, "columns"),
+            "novelty.domains.whiten_FF": ("columns", "columns"),
+            "novelty.background.mean_CF": (1, "columns"),
+            "novelty.background.whiten_FF": ("columns", "columns"),
+            "novelty.centre_K": (n_scores,),
+            "novelty.spread_K": (n_scores,),
+            "novelty.quantiles_L": (len(NOVELTY_LEVELS),),
+            "novelty.excess": (1,),
+        }
+    )
     if config["kind"] == "domains":
+        groups.append(
+            {
+                **{f"features.domains.{name}_P": (width,) for name in ("centre", "scale")},
+                **{f"features.domains.{name}_CP": (n_groups, width) for name in ("mean", "variance")},
+                "features.domains.mean_CF": (n_groups, "leading"),
+                "features.domains.whiten_FF": ("leading", "leading"),
+                "features.domains.limit": (1,),
+            }
+        )
         n_columns, n_domains = width * (1 + len(config["features"]["neighbours"])), len(config["labels"])
         start: dict[str, Shape] = {"weight_FO": (n_columns, n_domains), "bias_O": (n_domains,)}
         linear_start: dict[str, Shape] = {f"{PREFIX}linear_start.{name}": shape for name, shape in start.items()}
