@@ -99,6 +99,7 @@ def test_what_only_looks_takes_it_too(done):
         pl.halt_summary,
         pl.convergence,
         lambda *a, **k: pl.reliability(*a, truth="domain", **k),
+        lambda *a, **k: pl.confusion(*a, truth="domain", **k),
         pl.gene_scores,
         lambda sdata, **k: pl.marker_panel(sdata, list(sdata["table"].var_names[:2]), library_id="S1", **k),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from strecur.pl._benchmark import benchmark
+from strecur.pl._confusion import confusion
 from strecur.pl._domains import domains
 from strecur.pl._expression import gene_scores
 from strecur.pl._halting import halt_steps, halt_summary
@@ -15,6 +16,7 @@ from strecur.pl._uncertainty import confidence, reliability
 __all__ = [
     "benchmark",
     "confidence",
+    "confusion",
     "convergence",
     "domains",
     "gene_scores",
