@@ -321,12 +321,12 @@ WITH_LIBRARY_KEY = [
     *("tl.train_domains", "tl.trm_domains", "tl.train_expression", "tl.predict_expression", "tl.calibrate"),
     *("tl.calibrate_expression", "tl.calibrate_halting", "tl.recursion_sweep", "tl.landscape"),
     *("pl.domains", "pl.refinement", "pl.halt_steps", "pl.halt_summary", "pl.confidence", "pl.reliability"),
-    *("pl.marker_panel", "pl.gene_scores", "pl.confusion"),
+    *("pl.marker_panel", "pl.gene_scores", "pl.confusion", "pl.suggestions", "tl.suggest_annotation"),
 ]
 TAKES_ADATA = [*WITH_LIBRARY_KEY, "tl.cluster_latent", "get.expression", "pl.convergence"]
 TAKES_MODEL = [
     *("tl.trm_domains", "tl.predict_expression", "tl.calibrate", "tl.calibrate_expression", "tl.calibrate_halting"),
-    *("tl.recursion_sweep", "tl.landscape"),
+    *("tl.recursion_sweep", "tl.landscape", "tl.suggest_annotation"),
 ]
 WRITES = [
     *("pp.to_grid", "pp.read_annotation", "pp.embed_patches", "tl.trm_domains", "tl.predict_expression"),
@@ -634,6 +634,18 @@ raises(CLUSTER, "NaN in coordinates", ValueError, "leave out spatial_weight", po
 raises(CLUSTER, "a misspelt `library_key`", KeyError, "there are ['section'", spatial_weight=1.0, library_key="sektion")
 raises(CLUSTER, "`key_added` names the annotation", ValueError, "choose another key_added", key_added="domain")
 succeeds(CLUSTER, "a latent of zeros in one spot", "clusters of all spots", lambda _r, a, e: bool(a.obs["latent_domains"].notna().all()), poke("obsm", "trm_domains_latent", 0, 0.0))
+
+# tl.suggest_annotation
+
+SUGGEST = "tl.suggest_annotation"
+raises(SUGGEST, "missing predictions", KeyError, "Run strecur.tl.trm_domains", drop("obsm", "trm_domains_proba"))
+raises(SUGGEST, "predictions of another model", ValueError, "another model", lambda a: a.uns["trm_domains"].update(model="x"))
+raises(SUGGEST, "`n=0`", ValueError, "at least one", n=0)
+raises(SUGGEST, "`n_spots=0`", ValueError, "at least one", n_spots=0)
+raises(SUGGEST, "a misspelt `label_key`", KeyError, "there are", label_key="sum")
+raises(SUGGEST, "a complete annotation", ValueError, "nothing to suggest", put("obs", "some", "L1"))
+raises(SUGGEST, "`key_added` names the annotation", ValueError, "choose another key_added", key_added="domain")
+succeeds(SUGGEST, "one spot without annotation", "it is suggested", lambda _r, a, e: int(a.obs["suggestions"].notna().sum()) == 1, put("obs", "some", lambda a: np.where(np.arange(a.n_obs) == 7, None, "L1")))
 
 # get and pl
 

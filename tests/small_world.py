@@ -107,6 +107,20 @@ def clustered() -> AnnData:
     return adata
 
 
+def partly_annotated() -> AnnData:
+    """Sections with predicted domains, of which every fifth spot is annotated in ``some``."""
+    adata = labelled()
+    adata.obs["some"] = adata.obs["domain"].where(np.arange(adata.n_obs) % 5 == 0)
+    return adata
+
+
+def suggested() -> AnnData:
+    """The same with places to annotate next."""
+    adata = partly_annotated()
+    st.tl.suggest_annotation(adata, domain_model(), 3, label_key="some", n_spots=4)
+    return adata
+
+
 @cache
 def _pair() -> AnnData:
     return join(make_section("S1", 1), make_section("S2", 2))
@@ -286,6 +300,10 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
         {"model": domain_model, "label_key": "domain", "depth": 3, "breadth": 2, "n_spots": 20, **SECTIONS},
     ),
     "tl.cluster_latent": (clustered, {"n_domains": 3, **SECTIONS}),
+    "tl.suggest_annotation": (
+        partly_annotated,
+        {"model": domain_model, "n": 3, "label_key": "some", "n_spots": 4, **SECTIONS},
+    ),
     "get.annotation": (labelled, SECTIONS),
     "get.outlines": (labelled, {"library_id": "S1", **SECTIONS}),
     "get.write_annotation": (
@@ -300,6 +318,7 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
     "pl.confidence": (labelled, {"truth": "domain"}),
     "pl.reliability": (labelled, {"truth": "domain"}),
     "pl.confusion": (labelled, {"truth": "domain"}),
+    "pl.suggestions": (suggested, {}),
     "pl.convergence": (labelled, {}),
     "pl.recursion_sweep": (lambda: _swept().copy(), {}),
     "pl.landscape": (lambda: _landscape().copy(), {}),

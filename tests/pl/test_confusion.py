@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -69,7 +71,7 @@ def test_text_fits_its_cell(make, n_domains):
         assert share.get_fontsize() >= 5
     for axis in (ax.get_xticklabels(), ax.get_yticklabels()):
         boxes = [text.get_window_extent() for text in axis if text.get_text()]
-        assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
+        assert not any(a.overlaps(b) for a, b in pairwise(boxes))
 
 
 def test_other_columns_and_missing_ones(hex_sections):

@@ -10,6 +10,7 @@ from strecur.pl._halting import halt_steps, halt_summary
 from strecur.pl._markers import marker_panel
 from strecur.pl._reasoning import convergence, refinement
 from strecur.pl._recursion import landscape, recursion_sweep
+from strecur.pl._suggestions import suggestions
 from strecur.pl._training import training
 from strecur.pl._uncertainty import confidence, reliability
 
@@ -27,6 +28,7 @@ __all__ = [
     "recursion_sweep",
     "refinement",
     "reliability",
+    "suggestions",
     "training",
 ]
 

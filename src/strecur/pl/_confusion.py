@@ -44,8 +44,9 @@ def confusion(
 
     Each row is an annotated domain and each column a predicted one. The colour and the percentage of a cell are its
     share of the row, so that rows sum to 100 % and the diagonal is the recall of each domain; the number of spots is
-    below, except in cells with less than 0.5 %. Annotated domains that the model does not know are additional rows with orange names, and domains that are never
-    predicted have grey names. Spots without annotation or without prediction are left out.
+    below, except in cells with less than 0.5 %. Annotated domains that the model does not know are additional rows with
+    orange names, and domains that are never predicted have grey names. Spots without annotation or without prediction
+    are left out.
 
     Parameters
     ----------
