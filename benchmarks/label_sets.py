@@ -250,13 +250,14 @@ class Choice:
 
 def suggested(choice: Choice, n: int, seed: int) -> np.ndarray:
     """Choose as :func:`strecur.tl.suggest_annotation` does."""
-    return choose_places(choice.weight_N, choice.features_NF, choice.place_NK, choice.open_N, n, seed).index.to_numpy()
+    candidates = np.flatnonzero(choice.open_N)
+    return choose_places(choice.weight_N, choice.features_NF, choice.place_NK, candidates, n, seed).index.to_numpy()
 
 
 def typical(choice: Choice, n: int, seed: int) -> np.ndarray:
     """Choose by clusters alone, without uncertainty."""
-    equal_N = choice.open_N.astype(float)
-    return choose_places(equal_N, choice.features_NF, choice.place_NK, choice.open_N, n, seed).index.to_numpy()
+    equal_N, candidates = choice.open_N.astype(float), np.flatnonzero(choice.open_N)
+    return choose_places(equal_N, choice.features_NF, choice.place_NK, candidates, n, seed).index.to_numpy()
 
 
 def most_uncertain(choice: Choice, n: int, seed: int) -> np.ndarray:

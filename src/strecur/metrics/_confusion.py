@@ -55,12 +55,9 @@ def confusion_table(
     Examples
     --------
     >>> import strecur as st
-    >>> st.metrics.confusion_table(["L1", "L1", "L2", "WM"], ["L1", "L2", "L2", "L2"])
-    predicted  L1  L2
-    truth
-    L1          1   1
-    L2          0   1
-    WM          0   1
+    >>> table = st.metrics.confusion_table(["L1", "L1", "L2", "WM"], ["L1", "L2", "L2", "L2"])
+    >>> table.loc["WM"].to_dict()
+    {'L1': 0, 'L2': 1}
     """
     rows, columns, true, pred = _align(truth, predicted, labels)
     counts = np.zeros((len(rows), len(rows)), dtype=np.int64)

@@ -150,7 +150,9 @@ def suggest_annotation(
         raise ValueError(msg)
     place_NK = find_places(data, n_spots)
     features_NF = place_features(model.features, data, place_NK)
-    places = choose_places(np.where(open_N, weight_N, 0), features_NF, place_NK, open_N, n, rng)
+    order_N = lattice_order(data)
+    candidates = order_N[open_N[order_N]]
+    places = choose_places(np.where(open_N, weight_N, 0), features_NF, place_NK, candidates, n, rng)
 
     rank_N = np.full(len(weight_N), np.nan, dtype=np.float32)
     for rank, centre in reversed(list(enumerate(places.index, 1))):
@@ -197,11 +199,17 @@ def uncertainty(proba_NC: np.ndarray) -> np.ndarray:
     return 1 - (first_N - second_N)
 
 
+def lattice_order(data: SectionData) -> np.ndarray:
+    """Return the positions of the spots by section and lattice site, which do not depend on the order of the table."""
+    return np.lexsort((data.grid.col, data.grid.row, data.sections.codes))
+
+
 def find_places(data: SectionData, n_spots: int) -> np.ndarray:
     """Return the nearest spots of every spot in its section, itself first; in smaller sections it fills the rest."""
     place_NK = np.repeat(np.arange(len(data.spot_N))[:, None], n_spots, axis=1)
-    for name in data.names:
-        rows, grid = data.rows(name), data.grid
+    order_N, grid = lattice_order(data), data.grid
+    for code in range(len(data.names)):
+        rows = order_N[data.sections.codes[order_N] == code]
         position_N2 = physical_positions(grid.row[rows], grid.col[rows], grid.layout)
         nearest = cKDTree(position_N2).query(position_N2, k=np.arange(1, min(n_spots, len(rows)) + 1))[1]
         place_NK[rows, : nearest.shape[1]] = rows[nearest]
@@ -217,7 +225,7 @@ def place_features(features: SpotFeatures, data: SectionData, place_NK: np.ndarr
 
 
 def choose_places(
-    weight_N: np.ndarray, features_NF: np.ndarray, place_NK: np.ndarray, open_N: np.ndarray, n: int, rng: int
+    weight_N: np.ndarray, features_NF: np.ndarray, place_NK: np.ndarray, candidates: np.ndarray, n: int, rng: int
 ) -> pd.Series:
     """Choose one place for each cluster of places with similar features.
 
@@ -229,8 +237,8 @@ def choose_places(
         Features of the place around every spot.
     place_NK
         Spots of the place around every spot.
-    open_N
-        Whether a spot can be annotated.
+    candidates
+        Positions of the spots that can be annotated.
     n
         Number of places.
     rng
@@ -245,7 +253,6 @@ def choose_places(
 
     # the square favours uncertain places over the many that are almost certain; equal if all are certain
     weight_N = weight_N[place_NK].mean(axis=1) ** 2 + 1e-9
-    candidates = np.flatnonzero(open_N)
     part = candidates
     if len(part) > MAX_CLUSTERED:
         part = np.random.default_rng(rng).choice(candidates, MAX_CLUSTERED, replace=False)
