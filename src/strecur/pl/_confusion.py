@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -165,6 +165,6 @@ def _write_cells(ax: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
     cell = min(box.height / len(counts), box.width / counts.shape[1]) / ax.figure.dpi * 72  # points
     size = float(np.clip(0.28 * cell, 4, 9))
     for i, j in np.argwhere(shares >= FAINT):
-        style = {"ha": "center", "color": "white" if shares[i, j] >= WHITE_FROM else "0.15"}
+        style: dict[str, Any] = {"ha": "center", "color": "white" if shares[i, j] >= WHITE_FROM else "0.15"}
         ax.text(j, i, f"{100 * shares[i, j]:.0f}%", va="bottom", fontsize=size, **style)
         ax.text(j, i + 0.06, f"{counts[i, j]:,}", va="top", fontsize=0.78 * size, **style)
