@@ -69,13 +69,6 @@ def suggestion_rows(case: Case, options: argparse.Namespace) -> list[dict[str, o
     return rows
 
 
-def labels_needed(table: pd.DataFrame, goal: float) -> pd.DataFrame:
-    """Return the mean number of labels at which the mean ARI of a rule first reaches a goal; NaN if it does not."""
-    means = table.groupby(["way", "rule", "round"])[["n_labels", "ari"]].mean()
-    reached = means[means["ari"] >= goal].groupby(["way", "rule"])["n_labels"].min()
-    return reached.reindex(pd.MultiIndex.from_frame(table[["way", "rule"]].drop_duplicates())).unstack("way")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("curve", "suggest"))
@@ -109,11 +102,8 @@ def main() -> None:
         print(scores.round(3).to_string())
         return
     print(table.pivot_table(index=["way", "rule"], columns="round", values="ari").round(3).to_string())
-    # what random places reach in the end
-    last = table[(table["round"] == options.rounds) & (table["rule"] == "random")].groupby("way")["ari"].mean()
-    for way, goal in last.items():
-        print(f"\nlabels at an ARI of {goal:.3f}, that of random places after the last round, {way}")
-        print(labels_needed(table[table["way"] == way], goal).round(0).to_string())
+    labels = table.groupby(["way", "round"])["n_labels"].mean().unstack("round")
+    print(f"\nannotated spots, mean over rules and seeds\n{labels.round(0).to_string()}")
 
 
 if __name__ == "__main__":

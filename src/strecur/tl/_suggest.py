@@ -35,6 +35,9 @@ logger = logging.getLogger("strecur")
 NOVEL = 0.95
 """Novelty from which on a spot counts as novel, since this share of the training spots is below it."""
 
+LEAST_WEIGHT = 0.5
+"""Weight of a suggested place at least, relative to the mean of its cluster."""
+
 MAX_CLUSTERED = 50_000
 """Centres of more places than these make the clusters no better."""
 
@@ -57,8 +60,8 @@ def suggest_annotation(
 
     A place is a spot and its nearest neighbours. Uncertain or novel places have a larger weight. All places are divided
     into ``n`` clusters of similar features by weighted k-means. From each, the place is suggested that is most typical
-    among those with at least the mean weight. Such places differ from one another, while the most uncertain spots lie
-    along a few borders.
+    among those with at least half of the mean weight. Such places differ from one another, while the most uncertain
+    spots lie along a few borders.
 
     Annotate the suggested places, train again on all annotated spots, and repeat.
 
@@ -263,10 +266,10 @@ def choose_places(
     taken_N, chosen = np.zeros(len(weight_N), dtype=bool), {}
     for cluster in np.argsort(-total_C, kind="stable"):
         own = candidates[cluster_N == cluster]
-        # at least as uncertain as the cluster, since places that are typical of it may be certain
-        usual = (1 - 1e-9) * np.average(weight_N[own], weights=weight_N[own])
+        # places that are typical of a cluster may be certain
+        usual = np.average(weight_N[own], weights=weight_N[own])
         free = own[~taken_N[place_NK[own]].any(axis=1)]
-        free = free[weight_N[free] >= usual]
+        free = free[weight_N[free] >= LEAST_WEIGHT * usual]
         if len(free):
             distance = np.linalg.norm(features_NF[free] - clusters.cluster_centers_[cluster], axis=1)
             centre = int(free[np.argmin(distance)])
