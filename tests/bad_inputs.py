@@ -321,12 +321,12 @@ WITH_LIBRARY_KEY = [
     *("tl.train_domains", "tl.trm_domains", "tl.train_expression", "tl.predict_expression", "tl.calibrate"),
     *("tl.calibrate_expression", "tl.calibrate_halting", "tl.recursion_sweep", "tl.landscape"),
     *("pl.domains", "pl.refinement", "pl.halt_steps", "pl.halt_summary", "pl.confidence", "pl.reliability"),
-    *("pl.marker_panel", "pl.gene_scores"),
+    *("pl.marker_panel", "pl.gene_scores", "pl.confusion", "pl.suggestions", "tl.suggest_annotation"),
 ]
 TAKES_ADATA = [*WITH_LIBRARY_KEY, "tl.cluster_latent", "get.expression", "pl.convergence"]
 TAKES_MODEL = [
     *("tl.trm_domains", "tl.predict_expression", "tl.calibrate", "tl.calibrate_expression", "tl.calibrate_halting"),
-    *("tl.recursion_sweep", "tl.landscape"),
+    *("tl.recursion_sweep", "tl.landscape", "tl.suggest_annotation"),
 ]
 WRITES = [
     *("pp.to_grid", "pp.read_annotation", "pp.embed_patches", "tl.trm_domains", "tl.predict_expression"),
@@ -635,6 +635,18 @@ raises(CLUSTER, "a misspelt `library_key`", KeyError, "there are ['section'", sp
 raises(CLUSTER, "`key_added` names the annotation", ValueError, "choose another key_added", key_added="domain")
 succeeds(CLUSTER, "a latent of zeros in one spot", "clusters of all spots", lambda _r, a, e: bool(a.obs["latent_domains"].notna().all()), poke("obsm", "trm_domains_latent", 0, 0.0))
 
+# tl.suggest_annotation
+
+SUGGEST = "tl.suggest_annotation"
+raises(SUGGEST, "missing predictions", KeyError, "Run strecur.tl.trm_domains", drop("obsm", "trm_domains_proba"))
+raises(SUGGEST, "predictions of another model", ValueError, "another model", lambda a: a.uns["trm_domains"].update(model="x"))
+raises(SUGGEST, "`n=0`", ValueError, "at least one", n=0)
+raises(SUGGEST, "`n_spots=0`", ValueError, "at least one", n_spots=0)
+raises(SUGGEST, "a misspelt `label_key`", KeyError, "there are", label_key="sum")
+raises(SUGGEST, "a complete annotation", ValueError, "nothing to suggest", put("obs", "some", "L1"))
+raises(SUGGEST, "`key_added` names the annotation", ValueError, "choose another key_added", key_added="domain")
+succeeds(SUGGEST, "one spot without annotation", "it is suggested", lambda _r, a, e: int(a.obs["suggestions"].notna().sum()) == 1, put("obs", "some", lambda a: np.where(np.arange(a.n_obs) == 7, None, "L1")))
+
 # get and pl
 
 READ, ALONE = "pp.read_annotation", {"annotator_key": None}
@@ -707,13 +719,14 @@ for name in (
     "pl.halt_summary",
     "pl.confidence",
     "pl.reliability",
+    "pl.confusion",
     "pl.convergence",
 ):
     raises(name, "a missing result", KeyError, "Run strecur.tl.trm_domains", key="domains")
     raises(name, "an unknown section", KeyError, "there are", library_id="S9")
     raises(name, "numbers in place of axes", TypeError, "pass matplotlib axes", ax=wrong_axes)
     raises(name, "the wrong number of axes", ValueError, "ax holds 7", ax=no_axes)
-for name in ("pl.domains", "pl.confidence", "pl.reliability"):
+for name in ("pl.domains", "pl.confidence", "pl.reliability", "pl.confusion"):
     raises(name, "a misspelt `truth`", KeyError, "there are", truth="layer")
 raises("pl.domains", "no linear baseline", KeyError, "Run strecur.tl.trm_domains", drop("obs", "trm_domains_linear"))
 raises("pl.domains", "spots outside the image", ValueError, "check spatial_key and the scale factors", put("obsm", "spatial", lambda a: a.obsm["spatial"] + 1e6))
@@ -724,6 +737,7 @@ raises("pl.halt_summary", "a column that varies in a section", ValueError, "must
 raises("pl.halt_summary", "a score that needs the truth", ValueError, "truth=...", score="ari")
 raises("pl.halt_summary", "an unknown score", KeyError, "need truth=...", score="speed")
 raises("pl.halt_summary", "a model without halting", ValueError, "without halting", lambda a: a.uns["trm_domains"]["sections"].__setitem__("halt_step", NAN))
+raises("pl.confusion", "no annotated spot", ValueError, "is annotated", put("obs", "domain", NAN))
 raises("pl.reliability", "no annotated spot", ValueError, "is annotated", put("obs", "domain", NAN))
 raises("pl.reliability", "`n_bins=0`", ValueError, "at least one", n_bins=0)
 for name in ("pl.recursion_sweep", "pl.landscape"):
@@ -757,6 +771,10 @@ for name in TWO[1:]:
     raises(f"metrics.{name}", "text in place of numbers", ValueError, "expected numbers", lambda x: x.astype(str) + "x")
 for name in ("expression_scores", "pcc_per_gene", "pooled_scores"):
     succeeds(f"metrics.{name}", "a spot of NaN", "it is left out", has(lambda r: np.isfinite(list(r.values()) if isinstance(r, dict) else r).all()), lambda x: x.__setitem__(0, NAN))
+for name in ("metrics.confusion_table", "metrics.scores_by_domain"):
+    raises(name, "`labels` without a predicted one", ValueError, "lacks the predicted domains", labels=lambda: ["a"])
+    raises(name, "a domain twice in `labels`", ValueError, "twice", labels=lambda: ["a", "b", "c", "a"])
+    raises(name, "probabilities in place of labels", ValueError, "one label per spot", predicted=lambda: np.ones((30, 3)))
 raises("metrics.domain_scores", "probabilities in place of labels", ValueError, "one label per spot", predicted=lambda: np.ones((30, 3)))
 succeeds("metrics.domain_scores", "a single label", "an adjusted Rand index of 0", has(lambda r: r["ari"] == 0), predicted=lambda: ["a"] * 30)
 succeeds("metrics.domain_scores", "no label at all", "NaN, and no spots", has(lambda r: np.isnan(r["ari"]) and r["n_spots"] == 0), lambda x: x.where(x == "never"))

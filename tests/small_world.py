@@ -107,6 +107,20 @@ def clustered() -> AnnData:
     return adata
 
 
+def partly_annotated() -> AnnData:
+    """Sections with predicted domains, of which every fifth spot is annotated in ``some``."""
+    adata = labelled()
+    adata.obs["some"] = adata.obs["domain"].where(np.arange(adata.n_obs) % 5 == 0)
+    return adata
+
+
+def suggested() -> AnnData:
+    """The same with places to annotate next."""
+    adata = partly_annotated()
+    st.tl.suggest_annotation(adata, domain_model(), 3, label_key="some", n_spots=4)
+    return adata
+
+
 @cache
 def _pair() -> AnnData:
     return join(make_section("S1", 1), make_section("S2", 2))
@@ -286,6 +300,10 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
         {"model": domain_model, "label_key": "domain", "depth": 3, "breadth": 2, "n_spots": 20, **SECTIONS},
     ),
     "tl.cluster_latent": (clustered, {"n_domains": 3, **SECTIONS}),
+    "tl.suggest_annotation": (
+        partly_annotated,
+        {"model": domain_model, "n": 3, "label_key": "some", "n_spots": 4, **SECTIONS},
+    ),
     "get.annotation": (labelled, SECTIONS),
     "get.outlines": (labelled, {"library_id": "S1", **SECTIONS}),
     "get.write_annotation": (
@@ -299,6 +317,8 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
     "pl.halt_summary": (labelled, {}),
     "pl.confidence": (labelled, {"truth": "domain"}),
     "pl.reliability": (labelled, {"truth": "domain"}),
+    "pl.confusion": (labelled, {"truth": "domain"}),
+    "pl.suggestions": (suggested, {}),
     "pl.convergence": (labelled, {}),
     "pl.recursion_sweep": (lambda: _swept().copy(), {}),
     "pl.landscape": (lambda: _landscape().copy(), {}),
@@ -307,6 +327,8 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
     "pl.training": (domain_model, {}),
     "load_model": (_model_folder, {}),
     "metrics.domain_scores": (labels, {"predicted": lambda: labels(1)}),
+    "metrics.confusion_table": (labels, {"predicted": lambda: labels(1)}),
+    "metrics.scores_by_domain": (labels, {"predicted": lambda: labels(1)}),
     "metrics.expected_calibration_error": (labels, {"proba": probabilities, "labels": lambda: ["a", "b", "c"]}),
     "metrics.path_dependence": (lambda: np.random.default_rng(0).random((3, 4)), {}),
     "metrics.expression_scores": (log_values, METRIC),

@@ -43,6 +43,7 @@ WRITERS = {
     "tl.trm_domains": {"breadth": 2, "coverage": 0.9},
     "tl.predict_expression": {"breadth": 2, "coverage": 0.9},
     "tl.cluster_latent": {},
+    "tl.suggest_annotation": {},
 }
 # Keys of uns records that are there for some models only.
 CONDITIONAL = {

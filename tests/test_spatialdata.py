@@ -49,6 +49,7 @@ def done(_visium):
     domains = calls.train_domains(sdata, "domain", **RUN, **SMALL, **where, n_components=6, validation=None)
     calls.trm_domains(sdata, domains, **RUN, **where)
     st.tl.cluster_latent(sdata, 3, library_key="region", **where)
+    st.tl.suggest_annotation(sdata, domains, n=3, **where)
     images = {name: f"{name}_full_image" for name in ("S1", "S2")}
     options = {"encoder": MEANS, "patches": {"px": 80}, "library_key": "region", "views": 8}
     st.pp.embed_patches(sdata, images, **options, **where)
@@ -99,7 +100,9 @@ def test_what_only_looks_takes_it_too(done):
         pl.halt_summary,
         pl.convergence,
         lambda *a, **k: pl.reliability(*a, truth="domain", **k),
+        lambda *a, **k: pl.confusion(*a, truth="domain", **k),
         pl.gene_scores,
+        pl.suggestions,
         lambda sdata, **k: pl.marker_panel(sdata, list(sdata["table"].var_names[:2]), library_id="S1", **k),
     ],
 )

@@ -53,6 +53,16 @@ def label_text(label: object) -> str | None:
     return None if text.lower() in MISSING_WORDS else text
 
 
+def read_categories(column: pd.Series) -> list[str]:
+    """Return the possible labels of a column as strings, in the order of its categories, otherwise sorted.
+
+    Whole numbers come first, sorted by value.
+    """
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return list(dict.fromkeys(clean_labels(list(column.cat.categories)).dropna()))
+    return sorted_labels(clean_labels(column).dropna().unique())
+
+
 def sorted_labels(labels: Iterable[str]) -> list[str]:
     """Sort labels; whole numbers come first, by value."""
     return sorted(labels, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))

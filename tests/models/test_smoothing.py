@@ -73,3 +73,23 @@ def test_spots_without_annotation_neither_vote_nor_count():
     lone = torch.full_like(section.target_N, -1)
     lone[::9] = section.target_N[::9]  # hardly any neighbour is annotated
     assert choose_smoothing([Section("S", section.features_NF, section.lattice, lone)], 2) == 7
+
+
+def annotated_in_part(section: Section, known_N: np.ndarray) -> Section:
+    target_N = torch.where(torch.from_numpy(known_N), section.target_N, -1)
+    return Section("S", section.features_NF, section.lattice, target_N)
+
+
+def test_few_annotated_neighbours_do_not_outvote_by_a_tie():
+    # pairs of annotated spots across a border, far from other pairs
+    row, col = (axis.ravel() for axis in np.mgrid[:N_ROWS, :N_COLS])
+    pairs_N = np.isin(row, [6, 7]) & (col % 4 == 1)
+    for domains in ([0, 1], [1, 0]):
+        section = hexagonal(np.repeat(domains, N_ROWS // 2))
+        assert choose_smoothing([annotated_in_part(section, pairs_N)], 2) == 7
+
+
+def test_thin_domains_are_found_in_a_part_of_the_annotation():
+    known_N = np.random.default_rng(0).random(N_ROWS * N_COLS) < 0.6
+    assert choose_smoothing([annotated_in_part(hexagonal(np.arange(N_ROWS) % 2), known_N)], 2) == 1
+    assert choose_smoothing([annotated_in_part(hexagonal(np.arange(N_ROWS) // 7 % 2), known_N)], 2) == 7

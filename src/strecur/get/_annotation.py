@@ -13,8 +13,9 @@ import pandas as pd
 from strecur import _anndata
 from strecur._barcodes import original_barcodes
 from strecur._elements import centroids, region_of, transformations_of
+from strecur._labels import read_categories
 from strecur.get._outlines import dissolve
-from strecur.pl._colors import category_colors, read_categories
+from strecur.pl._colors import category_colors
 from strecur.pp.annotation.units import check_scale, known_scales, scale_of
 from strecur.pp.image.cutting import read_coordinates
 

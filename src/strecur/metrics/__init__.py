@@ -7,6 +7,7 @@ whose whole row is NaN is missing: it is left out and counted, never scored as z
 
 from __future__ import annotations
 
+from strecur.metrics._confusion import confusion_table, scores_by_domain
 from strecur.metrics._counts import (
     library_size_correlation,
     moment_dispersion,
@@ -27,6 +28,7 @@ from strecur.metrics._restarts import path_dependence
 from strecur.metrics._structure import gene_structure, lattice_graph, moran_structure
 
 __all__ = [
+    "confusion_table",
     "depth_normalised",
     "domain_scores",
     "expected_calibration_error",
@@ -43,6 +45,7 @@ __all__ = [
     "pooled_scores",
     "rvd",
     "rvd_std",
+    "scores_by_domain",
     "zero_scores",
 ]
 

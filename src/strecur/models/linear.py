@@ -8,6 +8,10 @@ import numpy as np
 
 MAX_FOLDS = 5
 PENALTY = 0.1
+
+SPARSE = 0.5
+"""If a smaller share of the spots is labelled, domains have equal weight: strokes do not tell how large a domain is."""
+
 PENALTIES = (10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4)
 
 
@@ -38,11 +42,17 @@ class LinearDomains:
 
 
 def fit_linear_domains(features_NF: np.ndarray, target_N: np.ndarray, n_domains: int) -> LinearDomains:
-    """Fit on the labelled spots (target ≥ 0), every one of the ``n_domains`` being present."""
+    """Fit on the labelled spots (target ≥ 0), every one of the ``n_domains`` being present.
+
+    Domains weigh as much as they have spots, or equally where fewer than :data:`SPARSE` of the spots are labelled.
+    """
     from sklearn.linear_model import LogisticRegression
 
     labelled = target_N >= 0
-    model = LogisticRegression(C=PENALTY, max_iter=500).fit(features_NF[labelled], target_N[labelled])
+    weights = "balanced" if labelled.mean() < SPARSE else None
+    model = LogisticRegression(C=PENALTY, max_iter=500, class_weight=weights).fit(
+        features_NF[labelled], target_N[labelled]
+    )
     weight, bias = model.coef_, model.intercept_
     if n_domains == 2:
         weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from natsort import natsorted
 
 from strecur._anndata import logger
-from strecur._labels import clean_labels, sorted_labels
+from strecur._labels import clean_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,16 +27,6 @@ PALETTE = (
 UNLABELLED = "#D9D9D9"
 # two things compared in a chart
 BLUE, RED = PALETTE[0], PALETTE[5]
-
-
-def read_categories(column: pd.Series) -> list[str]:
-    """Return the possible labels of a column as strings, in the order of its categories, otherwise sorted.
-
-    Whole numbers come first, sorted by value.
-    """
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        return list(dict.fromkeys(clean_labels(list(column.cat.categories)).dropna()))
-    return sorted_labels(clean_labels(column).dropna().unique())
 
 
 def category_colors(adata: AnnData, key: str, names: Sequence[str], *, like: str | None = None) -> dict[str, str]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from strecur._anndata import read_labels, write
 from strecur._arguments import check_share
-from strecur.pl._colors import category_colors, legend_colors, missing_colors, read_categories
+from strecur._labels import read_categories
+from strecur.pl._colors import category_colors, legend_colors, missing_colors
 from strecur.pl._figure import add_legend, finish, one_or_all
 from strecur.pl._maps import MapFigure
 from strecur.pl._results import open_result

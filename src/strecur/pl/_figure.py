@@ -46,11 +46,12 @@ def make_panels(
     contents: str,
     legend: Sequence[str] = (),
     margin: float = 0.0,
+    largest: float = MAX_PANEL,
 ) -> list[Axes]:
     """Return the axes of the caller, or those of a new figure with one panel per entry of ``heights``, row by row.
 
     ``heights`` are height ÷ width of the contents. On the right, there is room for a legend of the names in ``legend``
-    and a margin in inches.
+    and a margin in inches. ``largest`` is the greatest width of a panel.
     """
     if ax is not None:
         return check_axes(ax, len(heights), contents)
@@ -58,7 +59,7 @@ def make_panels(
 
     n_rows = -(-len(heights) // n_columns)
     tallest = [float(np.clip(max(heights[r * n_columns : (r + 1) * n_columns]), 0.4, 1.6)) for r in range(n_rows)]
-    width = max(min(MAX_PANEL, MAX_WIDTH / n_columns, MAX_HEIGHT / n_rows), MIN_PANEL)
+    width = max(min(largest, MAX_WIDTH / n_columns, MAX_HEIGHT / n_rows), MIN_PANEL)
     height = sum(h * width + 0.6 for h in tallest)
     figure, grid = plt.subplots(
         n_rows,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from strecur._anndata import find_library_key, open_table, read_sections, require
-from strecur.pl._colors import read_categories
+from strecur._labels import read_categories
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

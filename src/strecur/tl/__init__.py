@@ -8,6 +8,7 @@ from strecur.tl._cross_validation import cross_validate
 from strecur.tl._domains import train_domains, trm_domains
 from strecur.tl._expression import predict_expression, train_expression
 from strecur.tl._recursion import landscape, recursion_sweep
+from strecur.tl._suggest import suggest_annotation
 
 __all__ = [
     "calibrate",
@@ -18,6 +19,7 @@ __all__ = [
     "landscape",
     "predict_expression",
     "recursion_sweep",
+    "suggest_annotation",
     "train_domains",
     "train_expression",
     "trm_domains",
