@@ -15,7 +15,7 @@ import strecur as st
 from strecur._anndata import read_section_data
 from strecur._geometry import physical_positions
 from strecur.models.features.spots import fit_domain_features
-from strecur.models.linear import fit_linear_domains
+from strecur.models.linear import fit_linear_domains, is_sparse
 from strecur.models.sections import engine_sections
 from strecur.models.smoothing import choose_smoothing, smooth
 from strecur.options import Features
@@ -184,7 +184,8 @@ def predict_linear(case: Case, marked: np.ndarray) -> np.ndarray:
     target_N = np.where(marked, case.truth_N, UNLABELLED)
     present = np.unique(target_N[marked])
     own, renumbered_N = case.to_annotate_N, np.where(marked, np.searchsorted(present, target_N), UNLABELLED)
-    model = fit_linear_domains(case.columns_NF[own], renumbered_N[own], len(present))
+    sparse = is_sparse(renumbered_N[own])
+    model = fit_linear_domains(case.columns_NF[own], renumbered_N[own], len(present), equal_weight=sparse)
     proba_NC = np.zeros((len(marked), len(case.labels)), dtype=np.float32)
     proba_NC[:, present] = model.predict_proba(case.columns_NF)
     known = [section_with(section, target_N[rows]) for rows, section in case.parts if case.to_annotate_N[rows[0]]]

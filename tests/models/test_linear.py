@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from strecur.models.linear import LinearExpression, choose_penalty, fit_linear_domains, fit_linear_expression
+from strecur.models.linear import (
+    LinearExpression,
+    choose_penalty,
+    fit_linear_domains,
+    fit_linear_expression,
+    is_sparse,
+)
 
 
 def data(seed: int = 0, *, n: int = 120, noise: float = 0.1) -> tuple[np.ndarray, ...]:
@@ -64,13 +70,13 @@ def two_domains(n: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarr
 def test_domains_weigh_alike_where_few_spots_are_annotated():
     """How often a domain is annotated by strokes does not say how large it is."""
     features, target = two_domains((400, 400))
-    unequal = np.where(np.arange(800) < 760, target, -1)  # all are annotated but some of the second
     few = np.full(800, -1)
     few[:160], few[400:420] = 0, 1
-    complete = fit_linear_domains(features, unequal, 2).predict_proba(features)[:, 1].mean()
-    sparse = fit_linear_domains(features, few, 2).predict_proba(features)[:, 1].mean()
-    assert abs(sparse - 0.5) < 0.1
-    # with a complete annotation its shares count
-    features, target = two_domains((320, 40))
-    assert fit_linear_domains(features, target, 2).predict_proba(features)[:, 1].mean() < 0.2
-    assert complete < 0.5
+    assert is_sparse(few)
+    assert not is_sparse(target)
+    by_spots, alike = (
+        fit_linear_domains(features, few, 2, equal_weight=equal).predict_proba(features)[:, 1].mean()
+        for equal in (False, True)
+    )
+    assert abs(alike - 0.5) < 0.1
+    assert by_spots < 0.3

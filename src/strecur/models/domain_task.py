@@ -18,7 +18,7 @@ from strecur.models.calibration import negative_log_likelihood
 from strecur.models.domain import DomainModel, calibrate_domains
 from strecur.models.features.spots import fit_domain_features
 from strecur.models.fitting import Lesson, Task, count_epochs
-from strecur.models.linear import LinearDomains, fit_linear_domains
+from strecur.models.linear import LinearDomains, fit_linear_domains, is_sparse
 from strecur.models.network import build_network
 from strecur.models.novelty import fit_on_training
 from strecur.models.sections import Split, split_sections
@@ -95,8 +95,11 @@ class DomainTask(Task):
         features = fit_domain_features(data, split.training, self.use_rep, options, rng)
         inputs = features.inputs(data)
 
+        sparse = is_sparse(split.target_N[split.in_training_N])
+
         def fit(own_N: np.ndarray) -> LinearDomains:
-            return fit_linear_domains(inputs.columns_NF[own_N], split.target_N[own_N], len(split.labels))
+            target_N = split.target_N[own_N]
+            return fit_linear_domains(inputs.columns_NF[own_N], target_N, len(split.labels), equal_weight=sparse)
 
         baseline, outside_N = fit(split.in_training_N), split.in_training_N & ~split.in_block_N
         judged = fit(outside_N) if split.in_block_N.any() else baseline
@@ -104,7 +107,7 @@ class DomainTask(Task):
         def fit_logits(rows: np.ndarray) -> Any:
             chosen = np.random.default_rng(rng).permutation(rows)[:JUDGED_SPOTS]
             present, own_N = np.unique(split.target_N[chosen], return_inverse=True)
-            return fit_linear_domains(inputs.columns_NF[chosen], own_N, len(present)).logits
+            return fit_linear_domains(inputs.columns_NF[chosen], own_N, len(present), equal_weight=sparse).logits
 
         sizes = features.neighbours
         novelty = fit_on_training(

@@ -41,18 +41,23 @@ class LinearDomains:
         return softmax(self.logits(features_NF), axis=1).astype(np.float32)
 
 
-def fit_linear_domains(features_NF: np.ndarray, target_N: np.ndarray, n_domains: int) -> LinearDomains:
+def is_sparse(target_N: np.ndarray) -> bool:
+    """Return whether few of the spots are labelled (target ≥ 0)."""
+    return float((target_N >= 0).mean()) < SPARSE
+
+
+def fit_linear_domains(
+    features_NF: np.ndarray, target_N: np.ndarray, n_domains: int, *, equal_weight: bool
+) -> LinearDomains:
     """Fit on the labelled spots (target ≥ 0), every one of the ``n_domains`` being present.
 
-    Domains weigh as much as they have spots, or equally where fewer than :data:`SPARSE` of the spots are labelled.
+    Domains weigh as much as they have spots, or equally with ``equal_weight``, as is better with few labels.
     """
     from sklearn.linear_model import LogisticRegression
 
     labelled = target_N >= 0
-    weights = "balanced" if labelled.mean() < SPARSE else None
-    model = LogisticRegression(C=PENALTY, max_iter=500, class_weight=weights).fit(
-        features_NF[labelled], target_N[labelled]
-    )
+    model = LogisticRegression(C=PENALTY, max_iter=500, class_weight="balanced" if equal_weight else None)
+    model.fit(features_NF[labelled], target_N[labelled])
     weight, bias = model.coef_, model.intercept_
     if n_domains == 2:
         weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

@@ -11,7 +11,7 @@ import pandas as pd
 
 from strecur import metrics
 from strecur._anndata import find_background, read_labels, read_section_data, read_sections
-from strecur.models.linear import fit_linear_domains
+from strecur.models.linear import fit_linear_domains, is_sparse
 from strecur.models.targets import counted_spots, read_counts
 from strecur.tl._domains import train_domains, trm_domains
 from strecur.tl._expression import predict_expression, train_expression
@@ -87,7 +87,7 @@ class DomainScoring(Scoring):
         """Logistic regressions: that of the model, and one that sees no neighbours."""
         (columns_NF, target_N), (new_MF, _) = (self.input_of(part, model) for part in (train, test))
         own = slice(model.features.width)  # neighbourhoods stand behind
-        fitted = fit_linear_domains(columns_NF[:, own], target_N, len(model.labels))
+        fitted = fit_linear_domains(columns_NF[:, own], target_N, len(model.labels), equal_weight=is_sparse(target_N))
         labels = np.array(model.labels, dtype=object)
         single = pd.Series(np.full(test.n_obs, None, dtype=object), index=test.obs_names)
         single.iloc[~find_background(test)] = labels[fitted.predict_proba(new_MF[:, own]).argmax(axis=1)]
