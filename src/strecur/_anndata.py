@@ -376,8 +376,10 @@ def read_labels(adata: AnnData, label_key: str) -> pd.Series:
     return labels
 
 
-def read_matrix(adata: AnnData, layer: str | None = None) -> np.ndarray | sparse.csr_matrix:
-    """Read ``X`` or a layer into memory, dense or CSR."""
+def read_matrix(
+    adata: AnnData, layer: str | None = None, *, instead: str = "pass raw counts"
+) -> np.ndarray | sparse.csr_matrix:
+    """Read ``X`` or a layer into memory, dense or CSR; ``instead`` says what to do about values that are missing."""
     if layer is not None:
         require(adata.layers, layer, where="layers")
     matrix = adata.X if layer is None else adata.layers[layer]
@@ -397,7 +399,7 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> np.ndarray | sparse
         msg = f"adata.{'X' if layer is None else f'layers[{layer!r}]'} holds {values.dtype}; numbers are needed"
         raise ValueError(msg)
     if not np.isfinite(values).all():
-        msg = f"adata.{'X' if layer is None else f'layers[{layer!r}]'} holds NaN or infinite values; pass raw counts"
+        msg = f"adata.{'X' if layer is None else f'layers[{layer!r}]'} holds NaN or infinite values; {instead}"
         raise ValueError(msg)
     return matrix
 
@@ -407,8 +409,11 @@ def stored_values(matrix: np.ndarray | sparse.csr_matrix) -> np.ndarray:
     return np.asarray(matrix.data if sparse.issparse(matrix) else matrix)
 
 
-def require_counts(matrix: np.ndarray | sparse.csr_matrix, adata: AnnData) -> None:
-    """Raise unless the matrix holds counts: non-negative integers; the message says where the object has some."""
+def require_counts(matrix: np.ndarray | sparse.csr_matrix, adata: AnnData, *, or_else: str = "") -> None:
+    """Raise unless the matrix holds counts: non-negative integers.
+
+    The message says where the object has some, and ends with what may be passed otherwise.
+    """
     values = stored_values(matrix)
     if _are_counts(values):
         return
@@ -423,7 +428,7 @@ def require_counts(matrix: np.ndarray | sparse.csr_matrix, adata: AnnData) -> No
             ". adata.raw holds counts: adata.layers['counts'] = adata.raw[:, adata.var_names].X, and pass "
             "layer='counts'"
         )
-    raise ValueError(msg)
+    raise ValueError(f"{msg}. {or_else}" if or_else else msg)
 
 
 def _are_counts(values: np.ndarray) -> bool:
@@ -487,7 +492,9 @@ def find_genes(adata: AnnData, genes: Sequence[str]) -> tuple[sparse.csr_matrix,
     return sparse.csr_matrix((ones, (found, position[found])), shape=(adata.n_vars, len(wanted))), missing
 
 
-def align_genes(adata: AnnData, genes: Sequence[str], *, min_share: float) -> tuple[sparse.csr_matrix, list[str]]:
+def align_genes(
+    adata: AnnData, genes: Sequence[str], *, min_share: float, without: str = "count as zero"
+) -> tuple[sparse.csr_matrix, list[str]]:
     """Match genes by name.
 
     Names are looked up in ``var_names`` and in the text columns of ``var`` (symbols, Ensembl ids);
@@ -501,6 +508,8 @@ def align_genes(adata: AnnData, genes: Sequence[str], *, min_share: float) -> tu
         Wanted genes.
     min_share
         Raise if a smaller share of ``genes`` is found.
+    without
+        What happens to genes that are not found, for the warning.
 
     Returns
     -------
@@ -515,7 +524,7 @@ def align_genes(adata: AnnData, genes: Sequence[str], *, min_share: float) -> tu
         )
         raise ValueError(msg)
     if missing:
-        logger.warning("%d of %d genes are missing and count as zero: %s …", len(missing), len(genes), missing[:5])
+        logger.warning("%d of %d genes are missing and %s: %s …", len(missing), len(genes), without, missing[:5])
     return projection, missing
 
 

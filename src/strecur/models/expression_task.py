@@ -103,6 +103,9 @@ class ExpressionTask(Task):
 
     def split(self, data: SectionData, request: Request, rng: int) -> Split:
         """Split the sections that have counts; the others are left out."""
+        if request.features.kind != "counts":
+            msg = f"kind={request.features.kind!r} is for domains; expression is learned from an embedding and counts"
+            raise ValueError(msg)
         has_counts = counted_spots(read_counts(data.table, request.features.layer))
         without = [name for name in data.names if not has_counts[data.rows(name)].any()]
         if without:
