@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from strecur._arguments import meant
 from strecur._genes import clean_genes, name_columns
 from strecur._labels import as_text, clean_labels
 
@@ -137,9 +137,7 @@ def require(mapping: Mapping | pd.DataFrame, key: str, *, where: str, hint: str 
         raise TypeError(f"{msg}. {hint}" if hint else msg)
     if key not in mapping:
         names = list(mapping.keys())
-        nearest = difflib.get_close_matches(key, [name for name in names if isinstance(name, str)], n=1)
-        meant = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-        msg = f"{key!r} is not in adata.{where}{meant}; there are {names}"
+        msg = f"{key!r} is not in adata.{where}{meant(key, names)}; there are {names}"
         raise KeyError(f"{msg}. {hint}" if hint else msg)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -16,6 +15,7 @@ from strecur._arguments import (
     check_several,
     check_share,
     check_whole,
+    nearest_name,
 )
 
 if TYPE_CHECKING:
@@ -222,6 +222,11 @@ class Training:
         For domains: number of nearest spots, the spot itself included, over which the log-probabilities of network and
         linear baseline are averaged. If ``None`` (default), 7 where a majority vote of as many neighbours keeps 99 % of
         the annotation, otherwise 1.
+    rate_genes
+        For expression: with no validation section, also train one model without each of the training sections and rate
+        the genes (``model.reliability``) by its answer there. Training takes as many times longer as there are
+        sections, plus one. The section that is left out also chooses the weights, so ratings are slightly too good.
+        With ``False`` (default), such genes are rated by the linear baseline alone.
     checkpoint
         Folder in which the state of the training is stored after epochs, so that the same call resumes after an
         interruption and gives the same model. With several processes it needs ``slots=1`` and no ``early_exit``. If
@@ -252,6 +257,7 @@ class Training:
     augmentation: Callable[..., Any] | None = None
     tile: int | None = None
     smoothing: int | None = None
+    rate_genes: bool = False
     checkpoint: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -429,5 +435,5 @@ def hint_for(name: str, known: Sequence[str], flat: Collection[str]) -> str:
         if name in option_names(kind):
             return f"{name} is an option of strecur.{kind.__name__}"
     last_word = name.rpartition("_")[2]  # of patch_um
-    nearest = [last_word] if last_word in known else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"there are {sorted(known)}"
+    nearest = last_word if last_word in known else nearest_name(name, known, cutoff=0.5)
+    return f"did you mean {nearest!r}?" if nearest else f"there are {sorted(known)}"
