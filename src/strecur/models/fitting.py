@@ -326,7 +326,7 @@ def resolve(task: Task, request: Request, layout: str, split: Split) -> Recipe:
         architecture = architecture.with_steps(training.n_steps)
     recipe = Recipe(architecture, backbone, halting, training, preset is not None)
     defaults = task.training_defaults(recipe, split)
-    published = None if preset is None else preset.training.max_epochs
+    published = None if preset is None else preset.training.get("max_epochs")
     training = fill(fill(training, defaults), TRAINING_DEFAULTS)
     return replace(recipe, training=training, usual_epochs=published or defaults["max_epochs"])
 

@@ -89,9 +89,16 @@ def fit_intensity_features(adata: AnnData, options: Features, rng: int) -> Inten
         "features are the intensities of %d markers: %s, winsorised and scaled as in the training sections",
         *(len(markers), options.transform),
     )
-    fitted = (cofactor_M, low_M, high_M, mean_M, scale_M, components_MP)
     return IntensityFeatures(
-        markers, *(part.astype(np.float32) for part in fitted), transformation=options.transform, layer=options.layer
+        markers,
+        cofactor_M.astype(np.float32),
+        low_M.astype(np.float32),
+        high_M.astype(np.float32),
+        mean_M.astype(np.float32),
+        scale_M.astype(np.float32),
+        components_MP.astype(np.float32),
+        options.transform,
+        options.layer,
     )
 
 
@@ -127,7 +134,8 @@ def limits(values_NM: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]
     With a share of 0, there are no limits but those of float32.
     """
     if share == 0:
-        return tuple(np.full(values_NM.shape[1], sign * np.finfo(np.float32).max) for sign in (-1, 1))
+        largest_M = np.full(values_NM.shape[1], np.finfo(np.float32).max)
+        return -largest_M, largest_M
     n_outside = min(int(np.ceil(share * len(values_NM))), (len(values_NM) - 1) // 2)
     ordered_NM = np.sort(values_NM, axis=0)
     return ordered_NM[n_outside], ordered_NM[len(values_NM) - 1 - n_outside]
