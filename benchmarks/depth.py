@@ -27,8 +27,8 @@ DEPTHS = (1, 2, 4, 8, 12, 24)
 KEYS = ["data", "test", "seed", "regime", "steps"]
 
 
-def read_sections(folder: Path) -> tuple[ad.AnnData, str | None]:
-    """Join the sections of a folder, or cut a single one into a left and a right half; return the representation."""
+def read_sections(folder: Path) -> tuple[ad.AnnData, str]:
+    """Join the sections of a folder, or cut a single one into a left and a right half; return the kind of features."""
     parts = {path.stem: ad.read_h5ad(path) for path in sorted(folder.glob("*.h5ad"))}
     if len(parts) == 1:
         (whole,) = parts.values()
@@ -39,12 +39,8 @@ def read_sections(folder: Path) -> tuple[ad.AnnData, str | None]:
         for name, part in parts.items()
     }
     adata = ad.concat(parts, label="section", index_unique="-", join="inner")
-    use_rep = None
-    if adata.n_vars == 0:
-        adata.obsm["X_types"] = pd.get_dummies(adata.obs["cell_type"]).to_numpy(dtype=np.float32)
-        use_rep = "X_types"
     st.pp.to_grid(adata, library_key="section")
-    return adata, use_rep
+    return adata, "counts" if adata.n_vars else "cell_types"
 
 
 def plan(regime: str, steps: int | None, n_sections: int) -> dict[str, int]:
@@ -57,7 +53,7 @@ def plan(regime: str, steps: int | None, n_sections: int) -> dict[str, int]:
 
 
 def measure(
-    adata: ad.AnnData, test: str, seed: int, regime: str, options: argparse.Namespace, use_rep: str | None
+    adata: ad.AnnData, test: str, seed: int, regime: str, options: argparse.Namespace, kind: str
 ) -> dict[str, object]:
     """Train a regime without one section, and score it there."""
     in_test = (adata.obs["section"] == test).to_numpy()
@@ -66,9 +62,8 @@ def measure(
     model = st.tl.train_domains(
         train,
         "domain",
-        use_rep=use_rep,
         architecture=options.architecture,
-        features={"size_factor_key": options.size_factor_key},
+        features={"kind": kind, "size_factor_key": options.size_factor_key},
         training=plan(regime, options.steps, train.obs["section"].nunique()),
         rng=seed,
     )
@@ -113,7 +108,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/depth.csv"))
     options = parser.parse_args()
 
-    adata, use_rep = read_sections(options.data)
+    adata, kind = read_sections(options.data)
     table = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=KEYS)
     known = set(table[KEYS].astype(str).itertuples(index=False, name=None))
     for test in options.test or list(adata.obs["section"].unique()):
@@ -123,7 +118,7 @@ def main() -> None:
                 key = (options.data.name, str(test), seed, name, options.steps or "default")
                 if tuple(map(str, key)) in known:
                     continue
-                row = measure(adata, test, seed, regime, options, use_rep)
+                row = measure(adata, test, seed, regime, options, kind)
                 table = pd.concat([table, pd.DataFrame([dict(zip(KEYS, key, strict=True)) | row])], ignore_index=True)
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 table.to_csv(options.out, index=False)

@@ -16,7 +16,7 @@ many = settings(max_examples=40, derandomize=True, deadline=None, suppress_healt
 
 MITOCHONDRIAL = ["MT-CO1", "MT-ND4L", "MT-RNR2", "MT-TL1", "mt-Co1", "mt-Nd4", "Mt-Atp6", "MT.CO1"]
 RIBOSOMAL = ["RPS6", "RPS27A", "RPS4X", "RPS4Y1", "RPS27L", "RPSA", "RPL13", "RPL13A", "RPL36AL", "RPL7L1", "RPLP0"]
-RIBOSOMAL += ["Rps6", "Rpl13a", "Rplp2", "Rpsa", "Rps4x", "RPL7P1", "RPL13AP5", "Rps6-ps1"]
+RIBOSOMAL += ["Rps6", "Rpl13a", "Rplp2", "Rpsa", "Rps4x", "RPL7P1", "RPL13AP5", "Rps6-ps1", "RPS6-1", "rps27.1"]
 NEITHER = ["MTOR", "Mtor", "MTHFR", "MT1X", "MT2A", "Mt1", "MTRNR2L12", "MTCO1P12", "RPS6KA1", "RPS6KB1", "RPS6KL1"]
 NEITHER += [
     "Rps6ka1",

@@ -70,6 +70,14 @@ BAD: dict[str, list[tuple]] = {
         ("neighbours", "19", TypeError, "neighbours='19': pass a list of whole numbers"),
         ("neighbours", (7, 0), ValueError, f"neighbours[1]=0: {LEAST}"),
         ("neighbours", [7.5], TypeError, f"neighbours[0]=7.5: {WHOLE}"),
+        ("kind", "proteins", ValueError, "kind='proteins'; choose one of ['counts', 'intensities', 'cell_types']"),
+        ("transform", "log", ValueError, "transform='log'; choose one of ['arcsinh', 'clr']"),
+        *positive("cofactor"),
+        ("winsorise", 0.5, ValueError, "winsorise=0.5 must be at least 0 and below 0.25"),
+        ("winsorise", -0.1, ValueError, "winsorise=-0.1 must be at least 0 and below 0.25"),
+        ("winsorise", NAN, ValueError, f"winsorise=nan: {FINITE}"),
+        ("winsorise", 0.01, ValueError, "winsorise is an option of kind='intensities', and kind is 'counts'"),
+        ("cell_type_key", "type", ValueError, "cell_type_key is an option of kind='cell_types', and kind is 'counts'"),
         ("target", "log10", ValueError, "target='log10'; choose one of ['log2', 'log2_normalised']"),
         ("n_genes", None, TypeError, f"n_genes=None: {WHOLE}"),
     ],
@@ -105,7 +113,7 @@ CASES = [(argument, *case) for argument, cases in BAD.items() for case in cases]
 # What no value of these can be told to be wrong of before the data are there.
 OF_THE_DATA = {
     "features": {"layer", "size_factor_key", "normalise", "standardise"},
-    "training": {"validation", "early_exit", "checkpoint"},
+    "training": {"validation", "early_exit", "rate_genes", "checkpoint"},
     "inference": {"symmetric", "stop_early"},
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from strecur._arguments import meant
 from strecur._genes import clean_genes, name_columns
 from strecur._labels import as_text, clean_labels
 
@@ -137,9 +137,7 @@ def require(mapping: Mapping | pd.DataFrame, key: str, *, where: str, hint: str 
         raise TypeError(f"{msg}. {hint}" if hint else msg)
     if key not in mapping:
         names = list(mapping.keys())
-        nearest = difflib.get_close_matches(key, [name for name in names if isinstance(name, str)], n=1)
-        meant = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-        msg = f"{key!r} is not in adata.{where}{meant}; there are {names}"
+        msg = f"{key!r} is not in adata.{where}{meant(key, names)}; there are {names}"
         raise KeyError(f"{msg}. {hint}" if hint else msg)
 
 
@@ -376,8 +374,10 @@ def read_labels(adata: AnnData, label_key: str) -> pd.Series:
     return labels
 
 
-def read_matrix(adata: AnnData, layer: str | None = None) -> np.ndarray | sparse.csr_matrix:
-    """Read ``X`` or a layer into memory, dense or CSR."""
+def read_matrix(
+    adata: AnnData, layer: str | None = None, *, instead: str = "pass raw counts"
+) -> np.ndarray | sparse.csr_matrix:
+    """Read ``X`` or a layer into memory, dense or CSR; ``instead`` says what to do about values that are missing."""
     if layer is not None:
         require(adata.layers, layer, where="layers")
     matrix = adata.X if layer is None else adata.layers[layer]
@@ -397,7 +397,7 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> np.ndarray | sparse
         msg = f"adata.{'X' if layer is None else f'layers[{layer!r}]'} holds {values.dtype}; numbers are needed"
         raise ValueError(msg)
     if not np.isfinite(values).all():
-        msg = f"adata.{'X' if layer is None else f'layers[{layer!r}]'} holds NaN or infinite values; pass raw counts"
+        msg = f"adata.{'X' if layer is None else f'layers[{layer!r}]'} holds NaN or infinite values; {instead}"
         raise ValueError(msg)
     return matrix
 
@@ -407,8 +407,11 @@ def stored_values(matrix: np.ndarray | sparse.csr_matrix) -> np.ndarray:
     return np.asarray(matrix.data if sparse.issparse(matrix) else matrix)
 
 
-def require_counts(matrix: np.ndarray | sparse.csr_matrix, adata: AnnData) -> None:
-    """Raise unless the matrix holds counts: non-negative integers; the message says where the object has some."""
+def require_counts(matrix: np.ndarray | sparse.csr_matrix, adata: AnnData, *, or_else: str = "") -> None:
+    """Raise unless the matrix holds counts: non-negative integers.
+
+    The message says where the object has some, and ends with what may be passed otherwise.
+    """
     values = stored_values(matrix)
     if _are_counts(values):
         return
@@ -423,7 +426,7 @@ def require_counts(matrix: np.ndarray | sparse.csr_matrix, adata: AnnData) -> No
             ". adata.raw holds counts: adata.layers['counts'] = adata.raw[:, adata.var_names].X, and pass "
             "layer='counts'"
         )
-    raise ValueError(msg)
+    raise ValueError(f"{msg}. {or_else}" if or_else else msg)
 
 
 def _are_counts(values: np.ndarray) -> bool:
@@ -487,7 +490,9 @@ def find_genes(adata: AnnData, genes: Sequence[str]) -> tuple[sparse.csr_matrix,
     return sparse.csr_matrix((ones, (found, position[found])), shape=(adata.n_vars, len(wanted))), missing
 
 
-def align_genes(adata: AnnData, genes: Sequence[str], *, min_share: float) -> tuple[sparse.csr_matrix, list[str]]:
+def align_genes(
+    adata: AnnData, genes: Sequence[str], *, min_share: float, without: str = "count as zero"
+) -> tuple[sparse.csr_matrix, list[str]]:
     """Match genes by name.
 
     Names are looked up in ``var_names`` and in the text columns of ``var`` (symbols, Ensembl ids);
@@ -501,6 +506,8 @@ def align_genes(adata: AnnData, genes: Sequence[str], *, min_share: float) -> tu
         Wanted genes.
     min_share
         Raise if a smaller share of ``genes`` is found.
+    without
+        What happens to genes that are not found, for the warning.
 
     Returns
     -------
@@ -515,7 +522,7 @@ def align_genes(adata: AnnData, genes: Sequence[str], *, min_share: float) -> tu
         )
         raise ValueError(msg)
     if missing:
-        logger.warning("%d of %d genes are missing and count as zero: %s …", len(missing), len(genes), missing[:5])
+        logger.warning("%d of %d genes are missing and %s: %s …", len(missing), len(genes), without, missing[:5])
     return projection, missing
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 Value = TypeVar("Value")
 
@@ -68,6 +69,19 @@ def check_several(name: str, values: Any, *, least: int = 1) -> None:
         raise TypeError(msg)
     for i, value in enumerate(values):
         check_whole(f"{name}[{i}]", value, least=least)
+
+
+def nearest_name(name: object, names: Iterable[object], *, cutoff: float = 0.6) -> str | None:
+    """Return the most similar of some names, whatever their case; ``None`` if none is similar."""
+    by_lower = {other.lower(): other for other in names if isinstance(other, str)}
+    found = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[found[0]] if found else None
+
+
+def meant(name: object, names: Iterable[object]) -> str:
+    """Return a hint such as " (did you mean 'domain'?)", or nothing if no name is similar."""
+    nearest = nearest_name(name, names)
+    return f" (did you mean {nearest!r}?)" if nearest else ""
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:

@@ -17,8 +17,11 @@ ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*\d+)\.\d+$")
 MITOCHONDRIAL = re.compile(r"mt[-.:]\S+", re.IGNORECASE)
 """Genes of the mitochondrial genome: MT-CO1, mt-Co1, MT.CO1; not MTOR, MT1X or MTHFR."""
 
-RIBOSOMAL = re.compile(r"(rpsa|rplp[0-2]|rp[sl]\d+[axy]?l?\d*)(-?ps?\d+)?", re.IGNORECASE)
-"""Proteins of the cytosolic ribosome and their pseudogenes: RPS6, Rpl13a, RPS4Y1, RPL7P1; not RPS6KA1 or MRPL3."""
+RIBOSOMAL = re.compile(r"(rpsa|rplp[0-2]l?|rp[sl]\d+[axy]?l?\d*)(-?ps?\d+)?([-.]\d+)?", re.IGNORECASE)
+"""Proteins of the cytosolic ribosome and their pseudogenes: RPS6, Rpl13a, RPS4Y1, RPL7P1; not RPS6KA1 or MRPL3.
+
+A number at the end belongs to a name that occurred twice (RPS6-1), or to a copy of the gene (rps27.1 of zebrafish).
+"""
 
 
 def clean_genes(names: Iterable[object]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -10,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 from strecur._arguments import (
     check_choice,
     check_not_negative,
+    check_number,
     check_positive,
     check_probability,
     check_several,
     check_share,
     check_whole,
+    nearest_name,
 )
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Features", "Inference", "Training"]
 
+FeatureKind = Literal["counts", "intensities", "cell_types"]
+Transform = Literal["arcsinh", "clr"]
 Target = Literal["log2", "log2_normalised"]
 Schedule = Literal["linear", "cosine"]
 Selection = Literal["converged", "vote", "mean"]
@@ -34,6 +37,19 @@ FLAT = {
 }
 """Names that functions with these options take themselves."""
 
+MAX_WINSORISED = 0.25
+
+OPTIONS_OF = {
+    "layer": ("counts", "intensities"),
+    "size_factor_key": ("counts",),
+    "normalise": ("counts",),
+    "transform": ("intensities",),
+    "cofactor": ("intensities",),
+    "winsorise": ("intensities",),
+    "cell_type_key": ("cell_types",),
+}
+"""Kinds of features that an option belongs to; the other options belong to all."""
+
 
 @dataclass(frozen=True)
 class Features:
@@ -44,8 +60,13 @@ class Features:
 
     Attributes
     ----------
+    kind
+        For domains: what the features are made of. ``"counts"`` (default) are raw counts of genes. ``"intensities"``
+        are protein markers, such as those of CODEX, IMC, MIBI or CITE-seq: all markers are used, transformed,
+        winsorised and scaled, with parameters fitted on the training sections. ``"cell_types"`` are the categories of
+        ``obs[cell_type_key]``, one column per type of the training sections. For expression, always ``"counts"``.
     layer
-        Layer of raw counts. If ``None`` (default), ``X``.
+        Layer of the raw counts or intensities. If ``None`` (default), ``X``.
     size_factor_key
         Column of ``obs`` with the library size of each spot. If ``None`` (default), the sum of its counts over all
         genes of the object; name a column if the object holds a part of the genes that were measured. For expression it
@@ -58,6 +79,20 @@ class Features:
         a ready representation.
     n_components
         Number of principal components. If ``None`` (default), 50 of expression and 100 of an embedding of patches.
+        Markers are taken as they are if there are no more of them than components.
+    transform
+        For intensities: ``"arcsinh"`` (default) of the intensity divided by ``cofactor``, or ``"clr"``, the centred
+        log-ratio of the markers of a spot, which does not depend on its overall brightness. It is log(x + 1) minus its
+        mean over the markers, with negative intensities set to 0.
+    cofactor
+        Intensity up to which arcsinh is about linear; it is logarithmic above. If ``None`` (default), for each marker
+        the median of its positive intensities in the training sections, whatever the unit.
+    winsorise
+        For intensities: share of the spots of the training sections, at either end of each marker (at least one spot),
+        whose values lie outside the limits to which values are clipped; 0 for no limits.
+    cell_type_key
+        For cell types: column of ``obs`` with the type of each spot. If ``None`` (default), ``"cell_type"``. Spots
+        without a type, or with one that no training section has, get zero in all columns.
     neighbours
         Append the mean of the components over this many nearest spots, for each number given; ``()`` for none. If
         ``None`` (default), (19, 91, 301) for domains and (9, 25, 81) for expression.
@@ -76,16 +111,28 @@ class Features:
     30
     """
 
+    kind: FeatureKind = "counts"
     layer: str | None = None
     size_factor_key: str | None = None
     normalise: bool = True
     n_genes: int = 3000
     n_components: int | None = None
+    transform: Transform = "arcsinh"
+    cofactor: float | None = None
+    winsorise: float = 0.001
+    cell_type_key: str | None = None
     neighbours: Sequence[int] | None = None
     standardise: bool = True
     target: Target = "log2"
 
     def __post_init__(self) -> None:
+        check_choice("kind", self.kind, get_args(FeatureKind))
+        check_choice("transform", self.transform, get_args(Transform))
+        if self.cofactor is not None:
+            check_positive("cofactor", self.cofactor)
+        if not 0 <= check_number("winsorise", self.winsorise) < MAX_WINSORISED:
+            msg = f"winsorise={self.winsorise} must be at least 0 and below {MAX_WINSORISED}"
+            raise ValueError(msg)
         check_whole("n_genes", self.n_genes)
         if self.n_components is not None:
             check_whole("n_components", self.n_components)
@@ -97,6 +144,20 @@ class Features:
             msg = (
                 f"size_factor_key={self.size_factor_key!r} is what counts are normalised by; leave out normalise=False"
             )
+            raise ValueError(msg)
+        if self.transform == "clr" and self.cofactor is not None:
+            msg = f"cofactor={self.cofactor} is for transform='arcsinh'; leave it out"
+            raise ValueError(msg)
+        check_kind(self)
+
+
+def check_kind(features: Features) -> None:
+    """Raise if an option is given that belongs to another kind of features."""
+    defaults = {field.name: field.default for field in fields(features)}
+    for name, kinds in OPTIONS_OF.items():
+        if features.kind not in kinds and getattr(features, name) != defaults[name]:
+            wanted = " or ".join(f"kind={kind!r}" for kind in kinds)
+            msg = f"{name} is an option of {wanted}, and kind is {features.kind!r}; leave it out, or change kind"
             raise ValueError(msg)
 
 
@@ -161,6 +222,11 @@ class Training:
         For domains: number of nearest spots, the spot itself included, over which the log-probabilities of network and
         linear baseline are averaged. If ``None`` (default), 7 where a majority vote of as many neighbours keeps 99 % of
         the annotation, otherwise 1.
+    rate_genes
+        For expression: with no validation section, also train one model without each of the training sections and rate
+        the genes (``model.reliability``) by its answer there. Training takes as many times longer as there are
+        sections, plus one. The section that is left out also chooses the weights, so ratings are slightly too good.
+        With ``False`` (default), such genes are rated by the linear baseline alone.
     checkpoint
         Folder in which the state of the training is stored after epochs, so that the same call resumes after an
         interruption and gives the same model. With several processes it needs ``slots=1`` and no ``early_exit``. If
@@ -191,6 +257,7 @@ class Training:
     augmentation: Callable[..., Any] | None = None
     tile: int | None = None
     smoothing: int | None = None
+    rate_genes: bool = False
     checkpoint: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -368,5 +435,5 @@ def hint_for(name: str, known: Sequence[str], flat: Collection[str]) -> str:
         if name in option_names(kind):
             return f"{name} is an option of strecur.{kind.__name__}"
     last_word = name.rpartition("_")[2]  # of patch_um
-    nearest = [last_word] if last_word in known else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"there are {sorted(known)}"
+    nearest = last_word if last_word in known else nearest_name(name, known, cutoff=0.5)
+    return f"did you mean {nearest!r}?" if nearest else f"there are {sorted(known)}"

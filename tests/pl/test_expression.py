@@ -141,6 +141,12 @@ def test_section_of_tissue_alone_has_predicted_maps_and_their_reliability(one, w
     axes = pl.marker_panel(plain, ["G0", "G5"], genes_per_row=2)
     assert titles(axes) == ["H&E", "G0\npredicted, reliability 0.90", "G5\npredicted, reliability 0.10"]
     assert values(axes[2]) == pytest.approx(one.obsm["trm_expression"][:, 5])
+    table = plain.uns["trm_expression"]["reliability"]
+    table["pcc_network"], table["pcc_linear"] = np.nan, table["pcc"]
+    plain.obsm["trm_expression_network"] = plain.obsm["trm_expression"]
+    assert titles(pl.marker_panel(plain, "G0", img=False)) == ["G0\npredicted, reliability of linear 0.90"]
+    table.loc["G0", ["pcc", "pcc_network"]] = 0.7
+    assert titles(pl.marker_panel(plain, "G0", img=False)) == ["G0\npredicted, reliability 0.70"]
     del plain.uns["trm_expression"]["reliability"]
     assert titles(pl.marker_panel(plain, "G0", img=False)) == ["G0\npredicted"]
     with pytest.raises(ValueError, match=r"none of the 6 predicted genes was measured.*'reliability'"):

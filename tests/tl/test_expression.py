@@ -162,6 +162,44 @@ def test_validation_sections_rate_genes_and_models(pair):
     assert unrated.reliability["pcc"].mean() > 0.5
 
 
+def test_genes_are_rated_by_models_without_a_section(pair, caplog):
+    rated, plain = train(pair, rate_genes=True, max_epochs=2), train(pair, max_epochs=2)
+    np.testing.assert_array_equal(fitted(rated)["weight"], fitted(plain)["weight"])
+    np.testing.assert_array_equal(
+        apply(pair.copy(), rated).obsm["trm_expression"], apply(pair.copy(), plain).obsm["trm_expression"]
+    )
+    folds = [train(pair, validation=name, max_epochs=2).reliability for name in ("S1", "S2")]
+    for column in ("pcc", "pcc_network"):
+        np.testing.assert_allclose(rated.reliability[column], np.mean([fold[column] for fold in folds], axis=0))
+    assert not np.allclose(rated.reliability["pcc"], rated.reliability["pcc_linear"])
+    one = pair[pair.obs["section"] == "S1"].copy()
+    with pytest.raises(ValueError, match="rate_genes needs 2 training sections"):
+        train(one, rate_genes=True)
+
+
+def test_calibration_rates_the_answer_on_its_sections(pair, new):
+    model = train(pair, max_epochs=2)
+    calls.calibrate_expression(new, model, library_key="section")
+    found = apply(new.copy(), model)
+    for column, key in (("pcc", "trm_expression"), ("pcc_network", "trm_expression_network")):
+        pcc = st.metrics.pcc_per_gene(model.measure(found), found.obsm[key])
+        np.testing.assert_allclose(model.reliability[column], pcc, atol=1e-4)
+    before = model.reliability.copy()
+    calls.calibrate_expression(new, model, library_key="section", blend=0.9)
+    assert model.reliability.equals(before)
+
+
+def test_the_reliability_beside_an_answer_is_of_its_blend(pair, new):
+    model = train(join(pair, make_section("S3", 3)), validation="S3", max_epochs=2)
+    model.blend = 0.4
+    columns = {model.blend: "pcc", 0.0: "pcc_linear", 1.0: "pcc_network"}
+    for blend, column in columns.items():
+        record = apply(new.copy(), model, blend=blend).uns["trm_expression"]["reliability"]
+        np.testing.assert_array_equal(record["pcc"], model.reliability[column])
+    record = apply(new.copy(), model, blend=0.123).uns["trm_expression"]["reliability"]
+    assert record["pcc"].isna().all()
+
+
 def test_a_single_training_section_is_rated_by_its_quarters(pair):
     alone = train(pair[pair.obs["section"] == "S1"].copy(), architecture="linear")
     assert alone.reliability["pcc"].between(0.2, 1).all()

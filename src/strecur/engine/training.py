@@ -143,21 +143,22 @@ def fit(
     trainer = Trainer(state, training, n_steps, fabric, *fabric.setup(Stepper(network), state.optimizer))
     done = len(state.history)
     epochs = range(done + 1, (done if state.is_over else n_epochs) + 1)
-    bar = tqdm(epochs, initial=done, total=epochs.stop - 1, disable=not progress, desc="training", unit="epoch")
-    try:
-        for epoch in bar:
-            record = trainer.train_epoch(epoch, n_visits // n_epochs)
-            if validate is not None and (state.clock.finished or epoch % training.validate_every == 0):
-                record |= state.keeper.judge(network, state.average, validate)
-            state.history.append(record)
-            bar.set_postfix({k: f"{v:.3f}" for k, v in record.items() if k not in {"epoch", "seconds"}})
-            if checkpoint is not None:
-                checkpoint.update(state, fabric)
-            if state.is_over:
-                break
-    except KeyboardInterrupt:
-        logger.warning("training interrupted after %d epochs; the model so far is kept", len(state.history))
-    bar.close()
+    with tqdm(initial=done, total=epochs.stop - 1, disable=not progress, desc="training", unit="epoch") as bar:
+        try:
+            for epoch in epochs:
+                record = trainer.train_epoch(epoch, n_visits // n_epochs)
+                if validate is not None and (state.clock.finished or epoch % training.validate_every == 0):
+                    record |= state.keeper.judge(network, state.average, validate)
+                state.history.append(record)
+                bar.set_postfix({k: f"{v:.3f}" for k, v in record.items() if k not in {"epoch", "seconds"}})
+                bar.update()
+                if checkpoint is not None:
+                    checkpoint.update(state, fabric)
+                if state.is_over:
+                    bar.total = bar.n  # notebooks mark a bar that is not full as failed
+                    break
+        except KeyboardInterrupt:
+            logger.warning("training interrupted after %d epochs; the model so far is kept", len(state.history))
     (state.keeper.weights or state.average).copy_to(network)
     return state.history
 

@@ -17,7 +17,7 @@ from strecur.models.blend import EQUAL, blend_proba, choose_proba_weight
 from strecur.models.calibration import negative_log_likelihood
 from strecur.models.domain import DomainModel, calibrate_domains
 from strecur.models.features.spots import fit_domain_features
-from strecur.models.fitting import Lesson, Task, count_epochs
+from strecur.models.fitting import Lesson, Task, count_epochs, warn_if_behind
 from strecur.models.linear import LinearDomains, fit_linear_domains, is_sparse
 from strecur.models.network import build_network
 from strecur.models.novelty import fit_on_training
@@ -27,7 +27,7 @@ from strecur.nn import DomainHead
 from strecur.options import Inference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lightning_fabric import Fabric
 
@@ -75,6 +75,9 @@ class DomainTask(Task):
 
     def split(self, data: SectionData, request: Request, rng: int) -> DomainSplit:
         """Split the sections that have an annotation; domains that no training section has count as unlabelled."""
+        if request.training.rate_genes:
+            msg = "rate_genes is for expression; leave it out"
+            raise ValueError(msg)
         labels, target_N = encode_labels(read_labels(data.table, self.label_key), self.label_key)
         split = split_sections(data, target_N, request.training.validation, rng, auto_blocks=True)
         labels, target_N = keep_trained_labels(labels, target_N, split)
@@ -191,6 +194,9 @@ class DomainTask(Task):
             judge_on(model, lesson, trained)
         return model
 
+    def rate(self, model: DomainModel, refit_without: Callable[[Task, str], Any], split: Split) -> None:
+        raise NotImplementedError
+
 
 def judge_on(model: DomainModel, lesson: Lesson, trained: Trained) -> None:
     """Choose the blend, calibrate it and score it beside its parts, on spots that were held out.
@@ -215,6 +221,7 @@ def judge_on(model: DomainModel, lesson: Lesson, trained: Trained) -> None:
         model.conformal_scores = None
     parts = {"answer": answer_NC, "network": network_NC, "linear": linear_NC}
     model.scores = pd.DataFrame({k: score_domains(truth_N, p.argmax(axis=1)) for k, p in parts.items()})
+    warn_if_behind(model.scores, "ari", trained.judges, model.blend)
 
 
 def encode_labels(values: pd.Series, label_key: str) -> tuple[list[str], np.ndarray]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pandas as pd
 
 from strecur._settings import settings
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
     from anndata import AnnData
 
     from strecur.engine import Answer, Section
@@ -50,10 +50,11 @@ class LinearExpressionModel:
         Ridge regression on these features.
     reliability
         How well each gene is predicted on spots that were held out, indexed by gene. Correlation of prediction and
-        measurement over the spots of a section: ``pcc_network`` on the validation sections (NaN without one or without
-        a network), ``pcc_linear`` of the linear model on training sections it was not fitted on (quarters of the
-        section if there is only one), and ``pcc``, the former or else the latter. ``mean`` and ``sd`` over the
-        training spots.
+        measurement over the spots of a section: ``pcc`` of the answer and ``pcc_network`` of the network, on the
+        validation sections, on the training sections left out in turn (``training={"rate_genes": True}``) or those of
+        :func:`strecur.tl.calibrate_expression`; ``pcc_linear`` of the linear model on training sections it was not
+        fitted on (quarters of the section if there is only one). If no section was held out from the network,
+        ``pcc_network`` is NaN, and ``pcc`` is that of the linear model. ``mean`` and ``sd`` over the training spots.
     sections
         Sections the model was trained on.
     errors
@@ -95,6 +96,23 @@ class LinearExpressionModel:
             f"  encoder: {self.encoder.get('encoder', 'unknown')}\n"
             f"  trained on sections: {', '.join(self.sections)}"
         )
+
+    def rated(self, blend: float | None = None) -> pd.DataFrame:
+        """Return the reliability of an answer with some weight of the network.
+
+        Parameters
+        ----------
+        blend
+            Weight of the network in the answer. If ``None`` (default), that of the model.
+
+        Returns
+        -------
+        Copy of ``reliability``, with the correlation of such an answer in ``pcc``: NaN if it was not measured.
+        """
+        table, own = self.reliability.copy(), getattr(self, "blend", 0.0)
+        if blend is not None and blend != own:
+            table["pcc"] = table["pcc_network"] if blend == 1 else table["pcc_linear"] if blend == 0 else np.nan
+        return table
 
     def measure(self, adata: AnnData) -> np.ndarray:
         """Bring the measured counts of spots to the scale of the predictions.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +19,7 @@ from strecur.models.calibration import fit_errors
 from strecur.models.counts import log2_of, predict_values
 from strecur.models.expression import ExpressionModel, LinearExpressionModel
 from strecur.models.features.spots import average, fit_image_features
-from strecur.models.fitting import Lesson, Task, count_epochs
+from strecur.models.fitting import Lesson, Task, count_epochs, warn_if_behind
 from strecur.models.gene_order import gene_groups
 from strecur.models.genes import choose_genes, only_counts
 from strecur.models.linear import choose_penalty, fit_linear_expression
@@ -31,7 +31,7 @@ from strecur.nn import CountHead, CountNetwork, ExpressionHead, GenARConfig, Pat
 from strecur.options import Inference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lightning_fabric import Fabric
 
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("strecur")
 
 MIN_SPOTS = 2
+
+MIN_RATED = 2
+"""Training sections that are needed to leave one of them out."""
 
 OPTIMIZER_STEPS = 600
 """Optimizer steps at most, however many outer steps a visit has."""
@@ -104,6 +107,9 @@ class ExpressionTask(Task):
 
     def split(self, data: SectionData, request: Request, rng: int) -> Split:
         """Split the sections that have counts; the others are left out."""
+        if request.features.kind != "counts":
+            msg = f"kind={request.features.kind!r} is for domains; expression is learned from an embedding and counts"
+            raise ValueError(msg)
         has_counts = counted_spots(read_counts(data.table, request.features.layer))
         without = [name for name in data.names if not has_counts[data.rows(name)].any()]
         if without:
@@ -116,6 +122,9 @@ class ExpressionTask(Task):
                 f"sections {split.training} hold {n_taught} spots with counts and embedding; "
                 f"at least {MIN_SPOTS} are needed"
             )
+            raise ValueError(msg)
+        if request.training.rate_genes and len(split.training) < MIN_RATED:
+            msg = f"rate_genes needs {MIN_RATED} training sections with counts; there is {split.training}"
             raise ValueError(msg)
         return split
 
@@ -218,6 +227,15 @@ class ExpressionTask(Task):
         if trained.judges.sections:
             judge_on(model, lesson, trained)
         return model
+
+    def rate(self, model: ExpressionModel, refit_without: Callable[[Task, str], Any], split: Split) -> None:
+        """Rate genes by the answers of models without one of the training sections each, on that section."""
+        own, tables = replace(self, genes=model.genes, extra_genes=()), []
+        for name in split.training:
+            logger.info("genes are rated on section %r, by a model without it", name)
+            tables.append(refit_without(own, name).reliability)
+        for column in ("pcc", "pcc_network"):
+            model.reliability[column] = pd.concat([table[column] for table in tables], axis=1).mean(axis=1)
 
 
 @dataclass(frozen=True)
@@ -357,6 +375,7 @@ def judge_on(model: ExpressionModel, lesson: ExpressionLesson, trained: Trained)
             for name, parts in (("answer", answers), ("network", network), ("linear", linear))
         }
     )
+    warn_if_behind(model.scores, "pcc", trained.judges, model.blend)
     if not trained.judges.are_blocks:
         model.errors = fit_errors(blend_values(network_NG, linear_NG, model.blend), truth_NG)
         model.reliability["pcc"] = mean_pcc(truths, answers)

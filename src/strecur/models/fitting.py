@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -22,7 +23,7 @@ from strecur.options import Features, Training, fill
 from strecur.presets import Preset, hist
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from lightning_fabric import Fabric
@@ -35,7 +36,15 @@ if TYPE_CHECKING:
     from strecur.models.sections import Split
     from strecur.nn import BackboneConfig, HistConfig, SpotNetwork
 
+logger = logging.getLogger("strecur")
+
 LINEAR = "linear"
+
+SHORT = 0.5
+"""Share of the usual epochs below which a training counts as short."""
+
+N_RECORDED = 4
+"""Entries of the record of an epoch before its validation: epoch, seconds, train_loss and learning_rate."""
 
 MIN_EPOCHS = 10
 """Passes over the sections at least, however many optimizer steps that takes."""
@@ -68,6 +77,8 @@ class Recipe:
         Options of the training, all filled in.
     is_preset
         Whether a published system was asked for, which is trained as published.
+    usual_epochs
+        Epochs of a training whose length is not given.
     """
 
     architecture: Architecture
@@ -75,6 +86,7 @@ class Recipe:
     halting: str | None
     training: Training
     is_preset: bool
+    usual_epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -194,6 +206,10 @@ class Task(ABC):
     def model(self, lesson: Any, split: Any, trained: Trained) -> Any:
         """Return the model, scored and calibrated on the validation sections if there are any."""
 
+    @abstractmethod
+    def rate(self, model: Any, refit_without: Callable[[Task, str], Any], split: Split) -> None:
+        """Rate a model by models that are fitted without one of its training sections each."""
+
 
 def fit_model(task: Task, data: SectionData, request: Request, *, rng: int) -> Any:
     """Fit features, linear baseline and network on the training sections; return the model of the task."""
@@ -239,7 +255,41 @@ def fit_model(task: Task, data: SectionData, request: Request, *, rng: int) -> A
         checkpoint=open_checkpoint(recipe, judges),
     )
     network.cpu()
-    return task.model(lesson, split, Trained(network, recipe, pd.DataFrame(history), sections, judges, fabric))
+    warn_if_short(history, recipe)
+    model = task.model(lesson, split, Trained(network, recipe, pd.DataFrame(history), sections, judges, fabric))
+    if training.rate_genes and (judges.are_blocks or not judges.sections):
+        task.rate(model, lambda own, without: refit(own, data, request, without, rng), split)
+    return model
+
+
+def warn_if_short(history: Sequence[Mapping[str, float]], recipe: Recipe) -> None:
+    """Warn of a training much shorter than usual that was not stopped by its validation."""
+    n_epochs, patience = len(history), recipe.training.patience
+    validations = [list(record.values())[N_RECORDED] for record in history if len(record) > N_RECORDED]
+    if validations and len(validations) - 1 - validations.index(max(validations)) >= patience:
+        return
+    if n_epochs < SHORT * recipe.usual_epochs:
+        logger.warning(
+            "the network was trained for %d epochs, and %d are usual here: it may not be trained out; leave out "
+            "max_epochs and max_minutes, or raise them",
+            *(n_epochs, recipe.usual_epochs),
+        )
+
+
+def warn_if_behind(scores: pd.DataFrame, measure: str, judges: Judges, blend: float) -> None:
+    """Warn of a network that predicts held-out spots worse than the linear baseline."""
+    network, linear = scores.loc[measure, "network"], scores.loc[measure, "linear"]
+    if network < linear:
+        logger.warning(
+            "on %s, the network (%s %.3f) is behind the linear baseline (%.3f); its weight in the answer is %.2f",
+            *("held-out blocks" if judges.are_blocks else "the validation sections", measure, network, linear, blend),
+        )
+
+
+def refit(task: Task, data: SectionData, request: Request, without: str, rng: int) -> Any:
+    """Fit the same model without one of its training sections, which it is validated on instead."""
+    training = replace(request.training, validation=[without], rate_genes=False, checkpoint=None)
+    return fit_model(task, data, replace(request, training=training), rng=rng)
 
 
 def part_sections(data: SectionData, split: Split, lesson: Lesson, *, visit: int) -> tuple[list[Section], Judges]:
@@ -279,8 +329,10 @@ def resolve(task: Task, request: Request, layout: str, split: Split) -> Recipe:
     if training.n_steps is not None:
         architecture = architecture.with_steps(training.n_steps)
     recipe = Recipe(architecture, backbone, halting, training, preset is not None)
-    training = fill(training, task.training_defaults(recipe, split))
-    return replace(recipe, training=fill(training, TRAINING_DEFAULTS))
+    defaults = task.training_defaults(recipe, split)
+    published = None if preset is None else preset.training.get("max_epochs")
+    training = fill(fill(training, defaults), TRAINING_DEFAULTS)
+    return replace(recipe, training=training, usual_epochs=published or defaults["max_epochs"])
 
 
 def count_epochs(optimizer_steps: int, recipe: Recipe, split: Split) -> int:

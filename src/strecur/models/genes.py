@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from strecur._anndata import find_genes
-from strecur._arguments import as_names
+from strecur._arguments import as_names, meant
 from strecur._genes import clean_genes
 from strecur.pp import high_mean_high_variance_genes
 
@@ -48,7 +48,8 @@ def choose_genes(
     require_distinct(wanted)
     _, missing = find_genes(training, wanted)
     if missing:
-        msg = f"genes {missing} are not in adata.var_names (such as {list(training.var_names[:5])})"
+        hint = meant(missing[0], training.var_names)
+        msg = f"genes {missing} are not in adata.var_names{hint} (such as {list(training.var_names[:5])})"
         raise KeyError(msg)
     return wanted
 

@@ -66,8 +66,9 @@ def marker_panel(
 
     Both maps of a gene share a colour scale, from the 1st to the 99th percentile of their values. Measured values are
     on the scale of the prediction. The title of the predicted map has the Pearson correlation with the measured one
-    or, without measurements (a section with H&E only), the reliability of the gene as estimated in training. A gene
-    that is only measured or only predicted has one map. See Fig. 13 of the spatial TRM :cite:p:`spatialtrm`.
+    or, without measurements (a section with H&E only), the reliability of the gene as estimated in training. If it was
+    estimated for the linear baseline alone, the title says so. A gene that is only measured or only predicted has one
+    map. See Fig. 13 of the spatial TRM :cite:p:`spatialtrm`.
 
     Parameters
     ----------
@@ -135,7 +136,7 @@ def marker_panel(
     read = partial(MapFigure.read, table, key, library_key=library_key, library_id=library_id, spatial_key=spatial_key)
     section = _only_section(read(img=img))
     place = section if section.image is None else _beside_image(table, section, read)
-    markers = _read_markers(expression, wanted, section.rows, table.uns[key].get("reliability"))
+    markers = _read_markers(expression, wanted, section.rows, _expected(table, key))
     kinds = [kind for kind in KINDS if any(kind in marker.maps for marker in markers.values())]
     sizes = [len(group) for group in groups.values()]
     has_image = section.image is not None
@@ -195,7 +196,7 @@ def _parallel(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _read_markers(
-    expression: ExpressionPair, genes: list[str], rows: np.ndarray, reliability: pd.DataFrame | None
+    expression: ExpressionPair, genes: list[str], rows: np.ndarray, expected: tuple[str, pd.Series]
 ) -> dict[str, Marker]:
     """Return values and scores of every gene in one section."""
     unknown = [gene for gene in genes if gene not in expression.measured and gene not in expression.predicted]
@@ -206,7 +207,6 @@ def _read_markers(
         )
         raise KeyError(msg)
     scores = expression.scores(rows)
-    expected = pd.Series(dtype=float) if reliability is None else reliability["pcc"]
     markers = {}
     for gene in genes:
         both = {"measured": expression.measured, "predicted": expression.predicted}
@@ -215,9 +215,23 @@ def _read_markers(
     return markers
 
 
-def _score_of_gene(gene: str, scores: pd.Series, expected: pd.Series) -> str:
+def _expected(table: AnnData, key: str) -> tuple[str, pd.Series]:
+    """Return the correlation of each gene that was estimated in training, and what to call it.
+
+    Where no section was held out from the network, it is that of the linear baseline.
+    """
+    reliability = table.uns[key].get("reliability")
+    if reliability is None:
+        return "", pd.Series(dtype=float)
+    linear_alone = "pcc_network" in reliability and bool(reliability["pcc_network"].isna().all())
+    has_network = f"{key}_network" in table.obsm
+    return "reliability of linear" if linear_alone and has_network else "reliability", reliability["pcc"]
+
+
+def _score_of_gene(gene: str, scores: pd.Series, expected: tuple[str, pd.Series]) -> str:
     """Return the correlation of a gene in this section, else its reliability in training, as the end of a title."""
-    name, score = ("PCC", scores[gene]) if gene in scores else ("reliability", expected.get(gene))
+    caption, in_training = expected
+    name, score = ("PCC", scores[gene]) if gene in scores else (caption, in_training.get(gene))
     if score is None:
         return ""
     return f", {name} undefined" if np.isnan(score) else f", {name} {score:.2f}"

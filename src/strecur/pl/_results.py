@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from strecur._anndata import find_library_key, open_table, read_sections, require
+from strecur._arguments import meant
 from strecur._labels import read_categories
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _choose_names(library_id: str | Sequence[str] | None, existing: Sequence[str
     wanted = [library_id] if isinstance(library_id, str) else list(existing if library_id is None else library_id)
     unknown = [name for name in wanted if name not in existing]
     if unknown:
-        msg = f"library_id={unknown} are not sections of {where}; there are {existing}"
+        msg = f"library_id={unknown} are not sections of {where}{meant(unknown[0], existing)}; there are {existing}"
         raise KeyError(msg)
     return wanted
 

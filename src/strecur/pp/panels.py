@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from strecur import _anndata
-from strecur._arguments import as_names, check_whole
+from strecur._arguments import as_names, check_whole, meant
 from strecur._genes import are_all_ids, is_mitochondrial_or_ribosomal
 from strecur._threads import threads_kept
 
@@ -98,7 +98,8 @@ def high_mean_high_variance_genes(
     extra_genes = as_names("extra_genes", extra_genes)
     unknown = sorted(set(extra_genes) - set(table.var_names))
     if unknown:
-        msg = f"extra_genes {unknown} are not in adata.var_names (such as {list(table.var_names[:5])})"
+        hint = meant(unknown[0], table.var_names)
+        msg = f"extra_genes {unknown} are not in adata.var_names{hint} (such as {list(table.var_names[:5])})"
         raise KeyError(msg)
     sections = _anndata.read_sections(table, _anndata.find_library_key(table, library_key))
     counts = sparse.csr_matrix(_anndata.read_matrix(table, layer))

@@ -13,6 +13,7 @@ from strecur.models import DomainModel, ExpressionModel, LinearExpressionModel
 from strecur.models.blend import blend_values
 from strecur.models.calibration import fit_errors
 from strecur.models.domain import calibrate_domains
+from strecur.models.expression_task import mean_pcc
 from strecur.models.targets import counted_spots, read_counts
 from strecur.options import Inference, as_options
 from strecur.tl._inputs import read_input, require_model
@@ -150,7 +151,9 @@ def calibrate_expression(
     """Measure the errors of a model of expression, on measured sections it was not trained on.
 
     The errors are kept in the model, saved with it, and give :func:`predict_expression` its intervals (``coverage``).
-    Predictions do not change. Use the same ``inference`` here and there.
+    So are the correlations of every gene: they become the reliability of answer and network, unless ``inference``
+    changes the blend or the model is one of counts. Predictions do not change. Use the same ``inference`` here and
+    there.
 
     Parameters
     ----------
@@ -158,7 +161,8 @@ def calibrate_expression(
         Spots of one or several sections; with counts, ``obsm["grid"]`` from :func:`strecur.pp.to_grid` and the
         embedding the model was trained on. Genes are matched by name. The object is not changed.
     model
-        From :func:`train_expression` or :func:`strecur.load_model`; its errors are replaced.
+        From :func:`train_expression` or :func:`strecur.load_model`; its errors and the columns ``pcc`` and
+        ``pcc_network`` of its reliability are replaced.
     library_key
         Column of ``obs`` with the section of each spot. If ``None`` (default), the one given to
         :func:`strecur.pp.to_grid`.
@@ -223,6 +227,11 @@ def calibrate_expression(
     network_NG = given.data.join([answer.combined(filled(given.inference.selection))[-1] for answer in answers])
     linear_NG = model.baseline.predict(given.inputs.averaged_NF)
     predicted_NG = blend_values(network_NG, linear_NG, filled(given.inference.blend))
+    if filled(given.inference.blend) == model.blend and not model.predicts_counts:
+        rows = [np.intersect1d(given.data.rows(name), np.flatnonzero(known_N)) for name in given.data.names]
+        rows = [own for own in rows if len(own)]
+        for column, values_NG in (("pcc", predicted_NG), ("pcc_network", network_NG)):
+            model.reliability[column] = mean_pcc([truth_NG[r] for r in rows], [values_NG[r] for r in rows])
     predicted_NG, truth_NG = predicted_NG[known_N], truth_NG[known_N]
     model.errors = fit_errors(predicted_NG, truth_NG)
     return pd.DataFrame(

@@ -225,7 +225,8 @@ def predict_expression(
     ``uns[key]``
         ``params``, ``var_names`` (the genes), ``target`` (their scale; with ``target_sum`` and
         ``size_factor_key`` if it is depth-normalised), ``model`` (its id), ``reliability`` (a table of
-        how well each gene is predicted; see :class:`~strecur.models.ExpressionModel`) and ``sections`` (a table of
+        how well each gene is predicted, with ``pcc`` of this answer; NaN if another ``blend`` than that of the model
+        was chosen and not measured; see :class:`~strecur.models.ExpressionModel`) and ``sections`` (a table of
         n_spots, n_predicted, novelty, novel and, for a network, n_steps, halt_step, halt_probability and residual by
         section) and, for a network, ``residuals`` (a table of section, restart, step and residual).
 
@@ -281,7 +282,7 @@ def predict_expression(
         "target": model.target.scale,
         **describe_depth(model.target),
         "model": model.id,
-        "reliability": model.reliability.copy(),
+        "reliability": model.rated(options.blend),
         "sections": with_all_sections(table, library_key, by_section),
         **record,
     }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TARGET_SUM = 1e4
 MIN_SHARED_GENES = 0.5
+OTHER_KINDS = "For intensities of protein markers, pass features={'kind': 'intensities'}"
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def log_normalised(
 ) -> sparse.csr_matrix:
     """Return log2(counts + 1) of the selected genes, scaled to a library size of 10,000 if there is one."""
     counts = read_matrix(adata, layer)
-    require_counts(counts, adata)
+    require_counts(counts, adata, or_else=OTHER_KINDS)
     counts = sparse.csr_matrix(counts, dtype=np.float32)
     sizes = None
     if size_factor_key is not None:

@@ -12,7 +12,9 @@ from strecur._anndata import SectionData, Sections, read_representation, require
 from strecur._arguments import filled
 from strecur._geometry import physical_positions
 from strecur.models.features.alignment import DomainMoments, fit_moments
+from strecur.models.features.cell_types import CellTypeFeatures, fit_cell_type_features
 from strecur.models.features.expression import ExpressionFeatures, fit_expression_features
+from strecur.models.features.intensities import IntensityFeatures, fit_intensity_features
 from strecur.models.features.lattices import TrainingLattices, read_lattices
 from strecur.models.features.neighbourhood import moments, neighbourhood_means
 from strecur.models.features.representation import RepresentationFeatures, fit_representation
@@ -57,8 +59,8 @@ class SpotFeatures:
     Attributes
     ----------
     source
-        Fitted features of expression or of a representation, or the name of a representation in ``obsm`` that is
-        taken as it is.
+        Fitted features of expression, intensities, cell types or a representation, or the name of a representation in
+        ``obsm`` that is taken as it is.
     width
         Columns of the source.
     standardised
@@ -74,7 +76,7 @@ class SpotFeatures:
         every section by its own.
     """
 
-    source: ExpressionFeatures | RepresentationFeatures | str
+    source: ExpressionFeatures | IntensityFeatures | CellTypeFeatures | RepresentationFeatures | str
     width: int
     standardised: bool
     neighbours: tuple[int, ...]
@@ -96,6 +98,8 @@ class SpotFeatures:
         """Compute the features of all spots; warn if their lattice differs from those of the training."""
         if self.lattices is not None:
             self.lattices.warn_of_differences(data)
+        if isinstance(self.source, CellTypeFeatures):
+            self.source.report_unknown(data.table)
         values = self.representation(data.table)
         views = self.views(data)
         columns = views[0] if views else self.columns(values, data)
@@ -169,11 +173,14 @@ def average(columns: np.ndarray, views: Mapping[int, np.ndarray]) -> np.ndarray:
 def fit_domain_features(
     data: SectionData, training: Sequence[str], use_rep: str | None, options: Features, rng: int
 ) -> SpotFeatures:
-    """Fit features of expression, or of a representation as it is, on the training sections alone."""
+    """Fit features of their kind, or of a representation as it is, on the training sections alone."""
     neighbours, lattices = tuple(options.neighbours or ()), read_lattices(data, training)
     if use_rep is not None:
         if options.layer is not None or options.size_factor_key is not None:
             msg = "use_rep takes a ready representation; layer and size_factor_key are for expression"
+            raise ValueError(msg)
+        if options.kind != "counts":
+            msg = f"use_rep takes a ready representation, and kind={options.kind!r} makes one; leave one of them out"
             raise ValueError(msg)
         values = read_representation(data.table, use_rep)
         familiar = find_familiar(values, data.sections, training)
@@ -183,9 +190,21 @@ def fit_domain_features(
     part = table[in_training].to_memory() if table.isbacked else table[in_training]
     codes = pd.Index(training).get_indexer(np.array(data.names)[data.sections.codes[in_training]])
     own = Sections(codes, list(training))
-    source = fit_expression_features(part, own, options, rng)
-    familiar = find_familiar(source.transform(part), own, training)
-    return SpotFeatures(source, source.components_GP.shape[1], options.standardise, neighbours, familiar, lattices)
+    source = fit_source(part, own, options, rng)
+    values = source.transform(part)
+    familiar = find_familiar(values, own, training)
+    return SpotFeatures(source, values.shape[1], options.standardise, neighbours, familiar, lattices)
+
+
+def fit_source(
+    part: AnnData, sections: Sections, options: Features, rng: int
+) -> ExpressionFeatures | IntensityFeatures | CellTypeFeatures:
+    """Fit features of one kind on the training sections, which ``part`` must hold and nothing else."""
+    if options.kind == "intensities":
+        return fit_intensity_features(part, options, rng)
+    if options.kind == "cell_types":
+        return fit_cell_type_features(part, options)
+    return fit_expression_features(part, sections, options, rng)
 
 
 def fit_image_features(
@@ -200,7 +219,12 @@ def fit_image_features(
     return SpotFeatures(source, width, options.standardise, neighbours, familiar, lattices)
 
 
-SOURCES = {"expression": ExpressionFeatures, "representation": RepresentationFeatures}
+SOURCES = {
+    "expression": ExpressionFeatures,
+    "intensities": IntensityFeatures,
+    "cell_types": CellTypeFeatures,
+    "representation": RepresentationFeatures,
+}
 
 
 def features_to_saved(features: SpotFeatures) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

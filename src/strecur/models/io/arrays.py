@@ -61,6 +61,11 @@ def expected_shapes(config: Mapping[str, Any], backbones: Backbones) -> dict[str
     if "expression" in features:
         n_genes = len(features["expression"]["genes"])
         found |= {"features.source.mean_G": (n_genes,), "features.source.components_GP": (n_genes, width)}
+    if "intensities" in features:
+        n_markers = len(features["intensities"]["markers"])
+        by_marker = ("cofactor_M", "low_M", "high_M", "mean_M", "scale_M")
+        found |= {f"features.source.{name}": (n_markers,) for name in by_marker}
+        found["features.source.components_MP"] = (n_markers, width)
     if "representation" in features:
         found |= {f"features.source.{name}": ("F",) for name in ("mean_F", "scale_F")}
         found["features.source.components_FP"] = ("F", width)

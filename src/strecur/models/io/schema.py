@@ -56,6 +56,21 @@ class Expression(TypedDict):
     row_sums: NotRequired[bool]
 
 
+class Intensities(TypedDict):
+    """Fitted features of the intensities of markers."""
+
+    markers: list[str]
+    transformation: Literal["arcsinh", "clr"]
+    layer: str | None
+
+
+class CellTypes(TypedDict):
+    """Cell types of the training sections."""
+
+    types: list[str]
+    key: str
+
+
 class Representation(TypedDict):
     """Fitted features of a representation, with a free-form record of the encoder."""
 
@@ -73,7 +88,7 @@ class Lattices(TypedDict):
 
 
 class Features(TypedDict):
-    """Features made from one of three sources."""
+    """Features made from one of several sources."""
 
     width: int
     standardised: bool
@@ -81,6 +96,8 @@ class Features(TypedDict):
     lattices: NotRequired[Lattices]
     use_rep: NotRequired[str]
     expression: NotRequired[Expression]
+    intensities: NotRequired[Intensities]
+    cell_types: NotRequired[CellTypes]
     representation: NotRequired[Representation]
 
 
@@ -132,6 +149,9 @@ class ExpressionValues(Common):
     blend: NotRequired[float]
 
 
+SOURCES = ("use_rep", "expression", "intensities", "cell_types", "representation")
+"""Fields of the features, of which a model has one."""
+
 KINDS = {"domains": DomainValues, "expression": ExpressionValues}
 
 
@@ -150,8 +170,11 @@ def check_values(values: dict[str, Any], backbones: Backbones) -> None:
     check(values, KINDS[values["kind"]], "")
     check_alike(values["history"], "history")
     features = values["features"]
-    sources = [name for name in ("use_rep", "expression", "representation") if name in features]
+    sources = [name for name in SOURCES if name in features]
     require(len(sources) == 1, f"features: has the sources {sources}; expected one")
+    if "cell_types" in features:
+        types, width = features["cell_types"]["types"], features["width"]
+        require(len(set(types)) == len(types) == width, f"features: has {len(types)} cell types for width {width}")
     names = values["target"]["genes"] if values["kind"] == "expression" else values["labels"]
     require(len(names) > 0 and len(set(names)) == len(names), "labels or genes: are none, or not unique")
     if values["kind"] == "expression":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from strecur._arguments import meant
 from strecur._barcodes import BARCODE, split_barcodes
 from strecur._labels import clean_labels
 
@@ -55,7 +56,7 @@ def choose_column(columns: Sequence[str], given: str | None, *, label: str) -> s
 def require_column(columns: Sequence[str], given: str, *, label: str, argument: str) -> None:
     """Raise a KeyError that lists the columns unless ``given`` is one of them."""
     if given not in columns:
-        msg = f"{argument}={given!r} is not in {label}; there are {list(columns)}"
+        msg = f"{argument}={given!r} is not in {label}{meant(given, columns)}; there are {list(columns)}"
         raise KeyError(msg)
 
 
