@@ -113,7 +113,7 @@ CASES = [(argument, *case) for argument, cases in BAD.items() for case in cases]
 # What no value of these can be told to be wrong of before the data are there.
 OF_THE_DATA = {
     "features": {"layer", "size_factor_key", "normalise", "standardise"},
-    "training": {"validation", "early_exit", "rate_genes", "checkpoint"},
+    "training": {"validation", "early_exit", "leave_one_out", "checkpoint"},
     "inference": {"symmetric", "stop_early"},
 }
 

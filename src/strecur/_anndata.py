@@ -304,6 +304,15 @@ class SectionData:
         """Return which spots belong to some sections."""
         return np.isin(self.sections.codes, [self.names.index(name) for name in names])
 
+    def only(self, names: Sequence[str]) -> SectionData:
+        """Return some of the sections, as if the object held no others."""
+        rows = np.flatnonzero(self.within(names))
+        table = (self.table.to_memory() if self.table.isbacked else self.table)[rows]
+        kept = [name for name in self.names if name in names]
+        codes = pd.Index(kept).get_indexer(np.array(self.names)[self.sections.codes[rows]])
+        grid = Grid(self.grid.row[rows], self.grid.col[rows], self.grid.layout)
+        return SectionData(table, Sections(codes, kept), grid, np.arange(len(rows)), len(rows))
+
     def sizes(self, names: Sequence[str] | None = None) -> dict[str, int]:
         """Return the number of spots of each section, or of the named ones."""
         return {name: len(self.rows(name)) for name in (self.names if names is None else names)}

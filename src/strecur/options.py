@@ -33,7 +33,7 @@ Kind = TypeVar("Kind")
 
 FLAT = {
     *("library_key", "use_rep", "genes", "extra_genes", "architecture", "backbone", "halting", "label_key", "rng"),
-    *("coverage", "abstain", "key_added", "table_key", "copy"),
+    *("coverage", "abstain", "novelty", "key_added", "table_key", "copy"),
 }
 """Names that functions with these options take themselves."""
 
@@ -222,11 +222,12 @@ class Training:
         For domains: number of nearest spots, the spot itself included, over which the log-probabilities of network and
         linear baseline are averaged. If ``None`` (default), 7 where a majority vote of as many neighbours keeps 99 % of
         the annotation, otherwise 1.
-    rate_genes
-        For expression: with no validation section, also train one model without each of the training sections and rate
-        the genes (``model.reliability``) by its answer there. Training takes as many times longer as there are
-        sections, plus one. The section that is left out also chooses the weights, so ratings are slightly too good.
-        With ``False`` (default), such genes are rated by the linear baseline alone.
+    leave_one_out
+        With at least two training sections and no validation section: also train one model without each of them, and
+        measure its answer there. For domains, all of these answers calibrate probabilities and label sets
+        (``model.coverage``); for expression, they rate the genes (``model.reliability``). Training takes as many times
+        longer as there are sections, plus one. With ``False`` (default), label sets need
+        :func:`strecur.tl.calibrate`, and genes are rated by the linear baseline alone.
     checkpoint
         Folder in which the state of the training is stored after epochs, so that the same call resumes after an
         interruption and gives the same model. With several processes it needs ``slots=1`` and no ``early_exit``. If
@@ -257,7 +258,7 @@ class Training:
     augmentation: Callable[..., Any] | None = None
     tile: int | None = None
     smoothing: int | None = None
-    rate_genes: bool = False
+    leave_one_out: bool = False
     checkpoint: str | Path | None = None
 
     def __post_init__(self) -> None:

@@ -124,6 +124,38 @@ def test_a_validation_section_calibrates_the_model(sections, new):
     assert train(sections, validation=None, max_epochs=1).conformal_scores is None
 
 
+def test_training_sections_left_out_in_turn_calibrate_the_model(sections, new, tmp_path):
+    part = sections[sections.obs["section"] != "S3"].copy()
+    model = train(part, leave_one_out=True, validation=None, max_epochs=1)
+    plain = train(part, validation=None, max_epochs=1)
+    pd.testing.assert_series_equal(apply(new, model).obs["trm_domains"], apply(new, plain).obs["trm_domains"])
+    assert len(model.conformal_scores) == part.obs["domain"].notna().sum()
+    table = model.coverage
+    assert list(table.index) == ["S1", "S2"]
+    # one is calibrated on the other, by models that saw neither
+    own = {}
+    for name in ("S1", "S2"):
+        left_out = (part.obs["section"] == name).to_numpy()
+        fold = train(part[~left_out].copy(), validation=None, max_epochs=1)
+        own[name] = (fold, part[left_out].copy())
+    fold, seen = own["S1"]
+    other, others_section = own["S2"]
+    calls.calibrate(others_section, other, "domain", **RUN)
+    fold.temperature, fold.conformal_scores = other.temperature, other.conformal_scores
+    result = apply(seen, fold, coverage=0.9)
+    known = seen.obs["domain"].notna().to_numpy()
+    sets = result.obsm["trm_domains_set"][known]
+    truth = [fold.labels.index(label) for label in seen.obs["domain"][known]]
+    assert table.loc["S1", "coverage"] == pytest.approx(sets[np.arange(len(truth)), truth].mean(), abs=0.01)
+    assert table.loc["S1", "set_size"] == pytest.approx(sets.sum(axis=1).mean(), abs=0.05)
+    model.save(tmp_path / "model")
+    pd.testing.assert_frame_equal(st.load_model(tmp_path / "model").coverage, table, check_dtype=False)
+    assert plain.coverage.empty
+    alone = part[part.obs["section"] == "S1"].copy()
+    with pytest.raises(ValueError, match="leave_one_out needs at least 2 training sections"):
+        train(alone, leave_one_out=True, validation=None, max_epochs=1)
+
+
 def test_training_sections_and_unknown_domains_are_pointed_out(sections, model, caplog):
     names = sections.obs["domain"].astype(object)
     names[(sections.obs["section"] == "S3").to_numpy() & (names == "L1").to_numpy()] = "tumour"

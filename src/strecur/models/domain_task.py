@@ -14,20 +14,20 @@ from strecur import metrics
 from strecur._anndata import read_labels
 from strecur.engine import Augmentation, predict
 from strecur.models.blend import EQUAL, blend_proba, choose_proba_weight
-from strecur.models.calibration import negative_log_likelihood
+from strecur.models.calibration import measure_coverage, negative_log_likelihood
 from strecur.models.domain import DomainModel, calibrate_domains
 from strecur.models.features.spots import fit_domain_features
 from strecur.models.fitting import Lesson, Task, count_epochs, warn_if_behind
 from strecur.models.linear import LinearDomains, fit_linear_domains, is_sparse
 from strecur.models.network import build_network
 from strecur.models.novelty import fit_on_training
-from strecur.models.sections import Split, split_sections
+from strecur.models.sections import Split, engine_sections, split_sections
 from strecur.models.smoothing import choose_smoothing, smooth_answers
 from strecur.nn import DomainHead
 from strecur.options import Inference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lightning_fabric import Fabric
 
@@ -75,9 +75,6 @@ class DomainTask(Task):
 
     def split(self, data: SectionData, request: Request, rng: int) -> DomainSplit:
         """Split the sections that have an annotation; domains that no training section has count as unlabelled."""
-        if request.training.rate_genes:
-            msg = "rate_genes is for expression; leave it out"
-            raise ValueError(msg)
         labels, target_N = encode_labels(read_labels(data.table, self.label_key), self.label_key)
         split = split_sections(data, target_N, request.training.validation, rng, auto_blocks=True)
         labels, target_N = keep_trained_labels(labels, target_N, split)
@@ -194,8 +191,21 @@ class DomainTask(Task):
             judge_on(model, lesson, trained)
         return model
 
-    def rate(self, model: DomainModel, refit_without: Callable[[Task, str], Any], split: Split) -> None:
-        raise NotImplementedError
+    def rate(self, model: DomainModel, folds: Iterable[tuple[DomainModel, SectionData]]) -> None:
+        """Calibrate a model on the answers of models that have not seen a section."""
+        proba, targets = {}, {}
+        for fold, data in folds:
+            (name,) = data.names
+            labels = read_labels(data.table, self.label_key)
+            # domains that the others do not have are not known to the fold
+            targets[name] = pd.Index(model.labels).get_indexer(labels.where(labels.isin(fold.labels)))
+            sections = engine_sections(data, fold.features.inputs(data))
+            inference = Inference(depth=fold.architecture.n_steps, blend=fold.blend, selection="converged")
+            (proba_DNC,) = fold.answers(sections, inference, fold.predict(sections, inference, keep_steps=False))
+            proba[name] = np.zeros((data.table.n_obs, len(model.labels)), dtype=np.float32)
+            proba[name][:, [model.labels.index(label) for label in fold.labels]] = proba_DNC[-1]
+        calibrate_domains(model, np.concatenate([*proba.values()]), np.concatenate([*targets.values()]))
+        model.coverage = measure_coverage(proba, targets)
 
 
 def judge_on(model: DomainModel, lesson: Lesson, trained: Trained) -> None:

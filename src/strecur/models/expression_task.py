@@ -14,6 +14,7 @@ import torch
 from strecur import metrics
 from strecur._arguments import as_names
 from strecur.engine import Augmentation
+from strecur.models.base import own_fabric
 from strecur.models.blend import EQUAL, blend_values, choose_value_weight
 from strecur.models.calibration import fit_errors
 from strecur.models.counts import log2_of, predict_values
@@ -25,13 +26,13 @@ from strecur.models.genes import choose_genes, only_counts
 from strecur.models.linear import choose_penalty, fit_linear_expression
 from strecur.models.network import build_network
 from strecur.models.novelty import fit_on_training
-from strecur.models.sections import Split, split_sections
+from strecur.models.sections import Split, engine_sections, split_sections
 from strecur.models.targets import ExpressionTarget, counted_spots, fit_target, read_counts
 from strecur.nn import CountHead, CountNetwork, ExpressionHead, GenARConfig, PatchConfig
 from strecur.options import Inference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lightning_fabric import Fabric
 
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("strecur")
 
 MIN_SPOTS = 2
-
-MIN_RATED = 2
-"""Training sections that are needed to leave one of them out."""
 
 OPTIMIZER_STEPS = 600
 """Optimizer steps at most, however many outer steps a visit has."""
@@ -122,9 +120,6 @@ class ExpressionTask(Task):
                 f"sections {split.training} hold {n_taught} spots with counts and embedding; "
                 f"at least {MIN_SPOTS} are needed"
             )
-            raise ValueError(msg)
-        if request.training.rate_genes and len(split.training) < MIN_RATED:
-            msg = f"rate_genes needs {MIN_RATED} training sections with counts; there is {split.training}"
             raise ValueError(msg)
         return split
 
@@ -228,14 +223,21 @@ class ExpressionTask(Task):
             judge_on(model, lesson, trained)
         return model
 
-    def rate(self, model: ExpressionModel, refit_without: Callable[[Task, str], Any], split: Split) -> None:
-        """Rate genes by the answers of models without one of the training sections each, on that section."""
-        own, tables = replace(self, genes=model.genes, extra_genes=()), []
-        for name in split.training:
-            logger.info("genes are rated on section %r, by a model without it", name)
-            tables.append(refit_without(own, name).reliability)
-        for column in ("pcc", "pcc_network"):
-            model.reliability[column] = pd.concat([table[column] for table in tables], axis=1).mean(axis=1)
+    def like(self, model: ExpressionModel) -> ExpressionTask:
+        return replace(self, genes=model.genes, extra_genes=())
+
+    def rate(self, model: ExpressionModel, folds: Iterable[tuple[ExpressionModel, SectionData]]) -> None:
+        """Rate genes by the answers of models that have not seen a section, and by their networks."""
+        truths, answers, networks = [], [], []
+        for fold, data in folds:
+            inputs = fold.features.inputs(data)
+            sections = engine_sections(data, inputs)
+            _, (network_NG,) = run(fold.network, sections, Inference(depth=fold.architecture.n_steps), own_fabric())
+            truths.append(fold.target.log2(fold.measure(data.table)))
+            networks.append(network_NG)
+            answers.append(blend_values(network_NG, fold.baseline.predict(inputs.averaged_NF), fold.blend))
+        model.reliability["pcc"] = mean_pcc(truths, answers)
+        model.reliability["pcc_network"] = mean_pcc(truths, networks)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from strecur.options import Features, Training, fill
 from strecur.presets import Preset, hist
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
     from lightning_fabric import Fabric
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("strecur")
 
 LINEAR = "linear"
+
+MIN_LEFT_OUT = 2
+"""Training sections that are needed to leave one of them out."""
 
 SHORT = 0.5
 """Share of the usual epochs below which a training counts as short."""
@@ -206,9 +209,13 @@ class Task(ABC):
     def model(self, lesson: Any, split: Any, trained: Trained) -> Any:
         """Return the model, scored and calibrated on the validation sections if there are any."""
 
+    def like(self, model: Any) -> Task:
+        """Return the task of learning the same as a model from other sections."""
+        return self
+
     @abstractmethod
-    def rate(self, model: Any, refit_without: Callable[[Task, str], Any], split: Split) -> None:
-        """Rate a model by models that are fitted without one of its training sections each."""
+    def rate(self, model: Any, folds: Iterable[tuple[Any, SectionData]]) -> None:
+        """Rate a model by others that were fitted without one of its training sections each, on these sections."""
 
 
 def fit_model(task: Task, data: SectionData, request: Request, *, rng: int) -> Any:
@@ -231,6 +238,9 @@ def fit_model(task: Task, data: SectionData, request: Request, *, rng: int) -> A
         tile=training.tile,
         max_spots=getattr(training.augmentation, "max_spots", 0),
     )
+    if training.leave_one_out and len(split.training) < MIN_LEFT_OUT:
+        msg = f"leave_one_out needs at least {MIN_LEFT_OUT} training sections; there is {split.training}"
+        raise ValueError(msg)
     lesson = task.learn(data, split, options, rng)
     network, architecture = task.build(lesson, split, recipe, rng)
     recipe = replace(recipe, architecture=architecture)
@@ -257,9 +267,20 @@ def fit_model(task: Task, data: SectionData, request: Request, *, rng: int) -> A
     network.cpu()
     warn_if_short(history, recipe)
     model = task.model(lesson, split, Trained(network, recipe, pd.DataFrame(history), sections, judges, fabric))
-    if training.rate_genes and (judges.are_blocks or not judges.sections):
-        task.rate(model, lambda own, without: refit(own, data, request, without, rng), split)
+    if training.leave_one_out and not split.held_out:
+        task.rate(model, leave_one_out(task.like(model), data, request, split, rng))
     return model
+
+
+def leave_one_out(
+    task: Task, data: SectionData, request: Request, split: Split, rng: int
+) -> Iterator[tuple[Any, SectionData]]:
+    """Train a model without each of the training sections; yield it with the section that it has not seen."""
+    request = replace(request, training=replace(request.training, leave_one_out=False, checkpoint=None))
+    for left_out in split.training:
+        logger.info("training without section %r, to measure the answer there", left_out)
+        others = [name for name in split.training if name != left_out]
+        yield fit_model(task, data.only(others), request, rng=rng), data.only([left_out])
 
 
 def warn_if_short(history: Sequence[Mapping[str, float]], recipe: Recipe) -> None:
@@ -284,12 +305,6 @@ def warn_if_behind(scores: pd.DataFrame, measure: str, judges: Judges, blend: fl
             "on %s, the network (%s %.3f) is behind the linear baseline (%.3f); its weight in the answer is %.2f",
             *("held-out blocks" if judges.are_blocks else "the validation sections", measure, network, linear, blend),
         )
-
-
-def refit(task: Task, data: SectionData, request: Request, without: str, rng: int) -> Any:
-    """Fit the same model without one of its training sections, which it is validated on instead."""
-    training = replace(request.training, validation=[without], rate_genes=False, checkpoint=None)
-    return fit_model(task, data, replace(request, training=training), rng=rng)
 
 
 def part_sections(data: SectionData, split: Split, lesson: Lesson, *, visit: int) -> tuple[list[Section], Judges]:

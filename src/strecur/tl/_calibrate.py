@@ -11,7 +11,7 @@ from strecur._anndata import read_labels
 from strecur._arguments import check_number, check_whole, filled
 from strecur.models import DomainModel, ExpressionModel, LinearExpressionModel
 from strecur.models.blend import blend_values
-from strecur.models.calibration import fit_errors
+from strecur.models.calibration import USUAL_COVERAGE, fit_errors
 from strecur.models.domain import calibrate_domains
 from strecur.models.expression_task import mean_pcc
 from strecur.models.targets import counted_spots, read_counts
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from strecur._anndata import SectionData
 
 logger = logging.getLogger("strecur")
-
-USUAL_COVERAGE = 0.9
 
 # The halt probability is at least this far from 0 and 1, which a threshold cannot be.
 MARGIN = 1e-6

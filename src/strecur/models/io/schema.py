@@ -130,6 +130,7 @@ class DomainValues(Common):
     """A model of domains."""
 
     labels: list[str]
+    coverage: NotRequired[dict[str, dict[str, float]]]
     smoothing: NotRequired[int]
     blend: NotRequired[float]
     temperature: float
