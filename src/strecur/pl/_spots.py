@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # a square lattice of more spots is drawn as an image if at least this share of the image is tissue
 RASTER_SPOTS = 50_000
 RASTER_FILL = 0.25
+# diameter of a dot on a spot ÷ width of the spot
+DOT, DOT_COLOR = 0.45, "#1A1A1A"
 
 
 class SeamlessPaths(PathCollection):
@@ -50,6 +52,10 @@ class SectionMap:
     shape: Literal["hexagon", "square", "circle"]
     width: float
     image: np.ndarray | None = None
+    um: float | None = None
+    """Micrometres per axis unit, if known."""
+    tissue: SectionMap | None = None
+    """The section on its tissue image, for a panel of its own left of the maps."""
 
     @property
     def limits(self) -> tuple[float, float, float, float]:
@@ -125,6 +131,21 @@ def draw_tissue(ax: Axes, section: SectionMap) -> None:
     if section.image is not None:
         _draw_image(ax, section, section.image)
     _set_frame(ax, section)
+
+
+def mark_spots(ax: Axes, section: SectionMap, chosen: np.ndarray) -> None:
+    """Put a dot in the middle of the chosen spots (a mask in the order of ``section.rows``) of a map."""
+    dots = PathCollection(
+        [Path.unit_circle().transformed(Affine2D().scale(DOT * section.width / 2))],
+        offsets=np.column_stack([section.x, section.y])[chosen],
+        offset_transform=AffineDeltaTransform(ax.transData),  # type: ignore[arg-type]
+        linewidths=0,
+        facecolors=DOT_COLOR,
+        rasterized=int(chosen.sum()) > RASTER_SPOTS,
+        label="_changed",
+    )
+    dots.set_transform(ax.transData)
+    ax.add_collection(dots, autolim=False)
 
 
 def _set_frame(ax: Axes, section: SectionMap) -> None:
