@@ -17,6 +17,7 @@ import matplotlib as mpl
 mpl.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 import strecur as st
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
 
 OUT = Path(__file__).parent / "_static"
 TRAINING, NEW = ["151674", "151675"], "151673"
+CORTEX = ["151673", "151674", "151675"]
+METHODS = {  # as they are called on the page on benchmarks, and in the figure
+    "trm": "strecur",
+    "linear": "linear",
+    "scANVI": "scANVI",
+    "GraphST": "GraphST (no annotation)",
+    "SpaGCN": "SpaGCN (no annotation)",
+    "CellCharter": "CellCharter (no annotation)",
+}
 WIDE = {"font.size": 10, "savefig.bbox": "tight", "savefig.dpi": 100, "font.family": "DejaVu Sans"}
 SMALL = {"architecture": TRMConfig(n_steps=3), "backbone": WindowedConfig(width=48, n_heads=2)}
 COLOURS = 256  # of the palette of a PNG, which makes the files three times smaller
@@ -44,18 +54,20 @@ def main() -> None:
     with mpl.rc_context(WIDE), st.settings.override(accelerator="cpu", progress=False):
         if given.only != "synthetic":
             draw_cortex(cortex_model(given.model))
+            draw_benchmark()
         if given.only != "cortex":
             draw_domains_of_synthetic_sections()
             draw_expression_of_synthetic_sections()
 
 
-def save(figure: plt.Figure, name: str) -> None:
-    """Write a PNG with a palette."""
+def save(figure: plt.Figure, name: str, *, photo: bool = False) -> None:
+    """Write a PNG with a palette, in which a photo must not take the colours of the legend."""
     path = OUT / f"{name}.png"
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
+    method = Image.Quantize.MAXCOVERAGE if photo else Image.Quantize.MEDIANCUT
     with Image.open(path) as image:
-        image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(COLOURS, method, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{name}: {path.stat().st_size // 1024} kB")
 
 
@@ -78,9 +90,9 @@ def draw_cortex(model: DomainModel) -> None:
     new = st.datasets.dlpfc([NEW], images=True)
     st.pp.to_grid(new, library_key="section")
     st.tl.trm_domains(new, model)
-    save(draw_front(new), "front")
-    save(figure_of(st.pl.domains(new, truth="domain", linear=True)), "gallery/domains")
-    save(figure_of(st.pl.domains(new, alpha=0.5)), "gallery/overlay")
+    save(draw_front(new), "front", photo=True)
+    save(figure_of(st.pl.domains(new, truth="domain", linear=True)), "gallery/domains", photo=True)
+    save(figure_of(st.pl.domains(new, alpha=0.5)), "gallery/overlay", photo=True)
     save(figure_of(st.pl.confidence(new, truth="domain")), "gallery/confidence")
     save(figure_of(st.pl.refinement(new)), "gallery/refinement")
     save(figure_of(st.pl.halt_steps(new)), "gallery/halt_steps")
@@ -111,34 +123,48 @@ def draw_front(new: AnnData) -> plt.Figure:
 
 def draw_domains_of_synthetic_sections() -> None:
     """Draw what needs several sections or several trainings."""
-    adata = st.datasets.synthetic_sections(n_sections=4, n_rows=24, n_cols=25)
+    adata = st.datasets.synthetic_sections(n_sections=4, n_rows=18, n_cols=20, n_domains=4)
     st.pp.to_grid(adata, library_key="section")
     held_out = adata.obs["section"] == "S4"
     annotated, new = adata[~held_out].copy(), adata[held_out].copy()
     model = st.tl.train_domains(annotated, "domain", **SMALL, training={"max_epochs": 20, "smoothing": 1})
     st.tl.trm_domains(adata, model, inference={"depth": 6, "breadth": 4})
     save(figure_of(st.pl.convergence(adata, library_id=["S1", "S4"])), "gallery/convergence")
-    save(figure_of(st.pl.halt_summary(adata, score="ari", truth="domain", color="section")), "gallery/halt_summary")
     sweep = st.tl.recursion_sweep(new, model, label_key="domain")
     save(figure_of(st.pl.recursion_sweep(sweep)), "gallery/recursion_sweep")
     landscape = st.tl.landscape(new, model, label_key="domain")
     save(figure_of(st.pl.landscape(landscape)), "gallery/landscape")
-    train = {"training": {"max_epochs": 10, "smoothing": 1}, "backbone": SMALL["backbone"]}
-    table = st.tl.cross_validate(adata, "domain", group_key="section", seeds=(0,), train=train)
+
+
+def draw_benchmark() -> None:
+    """Draw the scores on the cortex from the tables of the page on benchmarks."""
+    page = (OUT.parent / "benchmarks.md").read_text(encoding="utf-8").splitlines()
+    rows = []
+    for method, name in METHODS.items():
+        # the first table with this method, in which the name may be followed by a version
+        line = next(line for line in page if line.startswith(f"| {method} "))
+        cells = [cell.strip(" *") for cell in line.strip("|").split("|")][1:4]
+        scores = [np.nan if cell == "–" else float(cell.split()[0]) for cell in cells]
+        rows += [(section, name, score) for section, score in zip(CORTEX, scores, strict=True)]
+    table = pd.DataFrame(rows, columns=["group", "method", "ari"])
     save(figure_of(st.pl.benchmark(table)), "gallery/benchmark")
 
 
 def draw_expression_of_synthetic_sections() -> None:
-    """Draw measured and predicted genes."""
-    adata = st.datasets.synthetic_sections(n_sections=3, n_rows=26, n_cols=28, n_domains=4, image=True)
+    """Draw measured and predicted markers of domains."""
+    adata = st.datasets.synthetic_sections(n_sections=3, n_rows=24, n_cols=25, n_domains=4, image=True)
     st.pp.to_grid(adata, library_key="section")
     st.pp.embed_patches(adata, encoder="texture", mpp=1.0)
+    markers = adata.var_names[adata.var["marker_of"].notna()]
+    totals = pd.Series(np.asarray(adata[:, markers].X.sum(axis=0)).ravel(), index=markers)
     held_out = adata.obs["section"] == "S3"
     annotated, new = adata[~held_out].copy(), adata[held_out].copy()
-    model = st.tl.train_expression(annotated, genes=40, **SMALL, training={"max_epochs": 20})
+    genes = totals.nlargest(20).index.tolist()
+    model = st.tl.train_expression(annotated, genes=genes, architecture="linear")
     st.tl.predict_expression(new, model)
-    best = model.reliability["pcc"].nlargest(2).index.tolist()
-    save(figure_of(st.pl.marker_panel(new, best)), "gallery/marker_panel")
+    scores = st.metrics.pcc_per_gene(np.log2(new[:, genes].X.toarray() + 1), st.get.expression(new)[:, genes].X)
+    best = pd.Series(scores, index=genes).nlargest(2).index.tolist()
+    save(figure_of(st.pl.marker_panel(new, best, genes_per_row=2)), "gallery/marker_panel", photo=True)
     save(figure_of(st.pl.gene_scores(new)), "gallery/gene_scores")
 
 

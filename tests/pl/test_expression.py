@@ -216,7 +216,7 @@ def test_missing_spots_are_grey_and_not_scored(one):
 def test_curve_is_the_ranked_correlation(two):
     ax = pl.gene_scores(two)
     lines = {line.get_label().partition(",")[0]: line for line in ax.lines}
-    for name, key in (("trm_expression", "trm_expression"), ("linear baseline", "trm_expression_linear")):
+    for name, key in (("prediction", "trm_expression"), ("linear baseline", "trm_expression_linear")):
         expected = pcc(two, key=key)
         assert lines[name].get_ydata() == pytest.approx(np.sort(expected)[::-1])
         assert list(lines[name].get_xdata()) == [1, 2, 3, 4, 5, 6]

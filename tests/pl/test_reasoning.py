@@ -42,9 +42,9 @@ def test_refinement_marks_the_spots_whose_label_changed(hex_sections):
     rows = (hex_sections.obs["sample"] == "b").to_numpy()
     first, second, *_ = pl.refinement(hex_sections, library_id="b")
     assert len(first.collections) == 1
-    spots, dots = (np.asarray(drawn.get_offsets()) for drawn in second.collections)
-    assert np.array_equal(dots, spots[(steps[:, 1] != steps[:, 0])[rows]])
-    assert 0 < len(dots) < len(spots)
+    spots, rings = (np.asarray(drawn.get_offsets()) for drawn in second.collections)
+    assert np.array_equal(rings, spots[(steps[:, 1] != steps[:, 0])[rows]])
+    assert 0 < len(rings) < len(spots)
     (legend,) = first.figure.legends
     assert legend.get_texts()[-1].get_text() == "label changed"
 

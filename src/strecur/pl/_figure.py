@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from strecur.pl._colors import MARK
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -121,14 +123,14 @@ def _text_width(names: Sequence[str]) -> float:
     return 0.08 * max(map(len, names)) * rcParams["font.size"] / 10
 
 
-def add_legend(axes: Sequence[Axes], colors: Mapping[str, str], *, own_figure: bool, dot: str = "") -> None:
+def add_legend(axes: Sequence[Axes], colors: Mapping[str, str], *, own_figure: bool, ring: str = "") -> None:
     """Draw one legend: right of all panels in our own figure, right of the last panel on axes of the caller.
 
-    ``dot`` is the meaning of dots on the maps.
+    ``ring`` is the meaning of rings around spots.
     """
     handles: list[Artist] = [Patch(facecolor=color, label=name) for name, color in colors.items()]
-    if dot:
-        handles.append(Line2D([], [], color="#1A1A1A", marker=".", linestyle="", label=dot))
+    if ring:
+        handles.append(Line2D([], [], color=MARK, marker="o", markerfacecolor="none", linestyle="", label=ring))
     style: dict[str, Any] = {"handles": handles, "handlelength": 1.0, "handleheight": 1.0, "frameon": False}
     if own_figure:
         figure = cast("Figure", axes[0].figure)

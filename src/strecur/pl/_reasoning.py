@@ -41,8 +41,8 @@ def refinement(
 ) -> Axes | list[Axes] | None:
     """Plot the map of domains after each outer step, in a grid per section.
 
-    A dot marks every spot whose label changed since the previous step, and their share is written below each map, as in
-    Fig. 2 of the spatial TRM :cite:p:`spatialtrm`. The last step is usually the result. If ``obs[key]`` differs from
+    A ring marks every spot whose label changed since the previous step, and their share is written below each map, as
+    in Fig. 2 of the spatial TRM :cite:p:`spatialtrm`. The last step is usually the result. If ``obs[key]`` differs from
     it, because answers were combined afterwards, the result is an additional panel.
 
     Parameters
@@ -115,7 +115,7 @@ def refinement(
                 mark_spots(panel, section, changed)
                 panel.set_xlabel(f"{changed.mean():.1%} changed")
             before = now
-    add_legend(axes, legend, dot=CHANGED, own_figure=ax is None)
+    add_legend(axes, legend, ring=CHANGED, own_figure=ax is None)
     write(table, uns=missing_colors(table, key, colors))
     return finish(one_or_all(axes), show=show)
 
