@@ -41,6 +41,7 @@ METHODS = {  # as they are called on the page on benchmarks, and in the figure
 }
 WIDE = {"font.size": 10, "savefig.bbox": "tight", "savefig.dpi": 100, "font.family": "DejaVu Sans"}
 SMALL = {"architecture": TRMConfig(n_steps=3), "backbone": WindowedConfig(width=48, n_heads=2)}
+LARGE = 14  # font size of figures that are shown at half of their width
 COLOURS = 256  # of the palette of a PNG, which makes the files three times smaller
 
 
@@ -91,10 +92,11 @@ def draw_cortex(model: DomainModel) -> None:
     st.pp.to_grid(new, library_key="section")
     st.tl.trm_domains(new, model)
     save(draw_front(new), "front", photo=True)
-    save(figure_of(st.pl.domains(new, truth="domain", linear=True)), "gallery/domains", photo=True)
+    with mpl.rc_context({"font.size": LARGE}):
+        save(figure_of(st.pl.domains(new, truth="domain", linear=True)), "gallery/domains", photo=True)
+        save(figure_of(st.pl.refinement(new)), "gallery/refinement")
     save(figure_of(st.pl.domains(new, alpha=0.5)), "gallery/overlay", photo=True)
     save(figure_of(st.pl.confidence(new, truth="domain")), "gallery/confidence")
-    save(figure_of(st.pl.refinement(new)), "gallery/refinement")
     save(figure_of(st.pl.halt_steps(new)), "gallery/halt_steps")
     save(figure_of(st.pl.reliability(new, truth="domain")), "gallery/reliability")
     save(figure_of(st.pl.training(model)), "gallery/training")
@@ -102,7 +104,7 @@ def draw_cortex(model: DomainModel) -> None:
 
 def draw_front(new: AnnData) -> plt.Figure:
     """Draw the tissue, the annotation that was withheld, the answer and its confidence."""
-    figure, axes = plt.subplots(1, 4, figsize=(12, 3.3), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(10, 2.8), layout="constrained")
     st.pl.domains(new, truth="domain", ax=axes[:3])
     st.pl.confidence(new, ax=axes[3])
     truth = new.obs["domain"]
@@ -116,7 +118,7 @@ def draw_front(new: AnnData) -> plt.Figure:
         "confidence",
     )
     for ax, title in zip(axes, titles, strict=True):
-        ax.set_title(title, fontsize=10.5)
+        ax.set_title(title, fontsize=10)
     axes[2].set_xlabel(f"{answer['accuracy']:.0%} of the spots as annotated")
     return figure
 
@@ -165,7 +167,6 @@ def draw_expression_of_synthetic_sections() -> None:
     scores = st.metrics.pcc_per_gene(np.log2(new[:, genes].X.toarray() + 1), st.get.expression(new)[:, genes].X)
     best = pd.Series(scores, index=genes).nlargest(2).index.tolist()
     save(figure_of(st.pl.marker_panel(new, best, genes_per_row=2)), "gallery/marker_panel", photo=True)
-    save(figure_of(st.pl.gene_scores(new)), "gallery/gene_scores")
 
 
 if __name__ == "__main__":
