@@ -236,7 +236,7 @@ def test_one_line_per_section_and_their_mean(two):
     ax = pl.gene_scores(two, by_section=True)
     lines = {line.get_label().partition(",")[0]: line.get_ydata() for line in ax.lines[:4]}
     assert lines["_b"] == pytest.approx(np.sort(scores[1, [0, 1, 2, 3, 5]])[::-1])
-    assert lines["trm_expression"] == pytest.approx(np.sort(np.nanmean(scores, axis=0))[::-1])
+    assert lines["prediction"] == pytest.approx(np.sort(np.nanmean(scores, axis=0))[::-1])
     assert "mean of 2 sections" in ax.get_ylabel()
 
 

@@ -141,7 +141,7 @@ class _Source:
         if grid.layout == "irregular":
             xy = _read_coordinates(self.table, rows, self.spatial_key)
             # cells lie irregularly, most farther apart than the median distance to the nearest one
-            return SectionMap(title, rows, *xy.T, "circle", 1.3 * pitch(xy), um=self.mpp(name))
+            return SectionMap(title, rows, xy[:, 0], xy[:, 1], "circle", 1.3 * pitch(xy), um=self.mpp(name))
         row, col = grid.row[rows], grid.col[rows].astype(float)
         if grid.layout == "hex":
             # doubled columns: neighbours in a row are 2 columns apart, rows are √3 apart
@@ -164,7 +164,9 @@ class _Source:
         um = self.mpp(name)
         if um is None and "grid" in self.table.obsm and self.grid.layout == "hex":
             um = VISIUM_PITCH_UM / (pitch(xy) / scale)
-        return SectionMap(title, rows, *xy.T, "circle", width, image, um=None if um is None else um / scale)
+        return SectionMap(
+            title, rows, xy[:, 0], xy[:, 1], "circle", width, image, um=None if um is None else um / scale
+        )
 
     def beside_image(self, name: str, on_image: SectionMap) -> SectionMap:
         """Map to draw beside an image: the lattice if it has the orientation of the image, else the coordinates."""
