@@ -52,7 +52,9 @@ def save(figure: plt.Figure, name: str) -> None:
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
     with Image.open(path) as image:
-        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
     print(f"{path.name}: {path.stat().st_size // 1024} kB")
 
 

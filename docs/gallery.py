@@ -61,14 +61,15 @@ def main() -> None:
             draw_expression_of_synthetic_sections()
 
 
-def save(figure: plt.Figure, name: str, *, photo: bool = False) -> None:
-    """Write a PNG with a palette, in which a photo must not take the colours of the legend."""
+def save(figure: plt.Figure, name: str) -> None:
+    """Write a PNG with a palette, in which photos do not take the colours of legends."""
     path = OUT / f"{name}.png"
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
-    method = Image.Quantize.MAXCOVERAGE if photo else Image.Quantize.MEDIANCUT
     with Image.open(path) as image:
-        image.convert("RGB").quantize(COLOURS, method, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
     print(f"{name}: {path.stat().st_size // 1024} kB")
 
 
@@ -91,11 +92,11 @@ def draw_cortex(model: DomainModel) -> None:
     new = st.datasets.dlpfc([NEW], images=True)
     st.pp.to_grid(new, library_key="section")
     st.tl.trm_domains(new, model)
-    save(draw_front(new), "front", photo=True)
+    save(draw_front(new), "front")
     with mpl.rc_context({"font.size": LARGE}):
-        save(figure_of(st.pl.domains(new, truth="domain", linear=True)), "gallery/domains", photo=True)
+        save(figure_of(st.pl.domains(new, truth="domain", linear=True)), "gallery/domains")
         save(figure_of(st.pl.refinement(new)), "gallery/refinement")
-    save(figure_of(st.pl.domains(new, alpha=0.5)), "gallery/overlay", photo=True)
+    save(figure_of(st.pl.domains(new, alpha=0.5)), "gallery/overlay")
     save(figure_of(st.pl.confidence(new, truth="domain")), "gallery/confidence")
     save(figure_of(st.pl.halt_steps(new)), "gallery/halt_steps")
     save(figure_of(st.pl.reliability(new, truth="domain")), "gallery/reliability")
@@ -166,7 +167,7 @@ def draw_expression_of_synthetic_sections() -> None:
     st.tl.predict_expression(new, model)
     scores = st.metrics.pcc_per_gene(np.log2(new[:, genes].X.toarray() + 1), st.get.expression(new)[:, genes].X)
     best = pd.Series(scores, index=genes).nlargest(2).index.tolist()
-    save(figure_of(st.pl.marker_panel(new, best, genes_per_row=2)), "gallery/marker_panel", photo=True)
+    save(figure_of(st.pl.marker_panel(new, best, genes_per_row=2)), "gallery/marker_panel")
 
 
 if __name__ == "__main__":
