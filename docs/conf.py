@@ -46,8 +46,15 @@ templates_path = ["_templates"]
 html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_favicon = "_static/favicon.svg"
 html_math_renderer = "mathml"
-html_theme_options = {"home_page_in_toc": True, "navbar_persistent": [], "show_navbar_depth": 1}
+html_theme_options = {
+    "home_page_in_toc": True,
+    "logo": {"image_light": "_static/logo.svg", "image_dark": "_static/logo-dark.svg", "alt_text": "strecur"},
+    "navbar_persistent": [],
+    "show_navbar_depth": 1,
+}
 
 # The notebooks of the repository are shown with their stored output.
 HERE = Path(__file__).parent

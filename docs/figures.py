@@ -1,4 +1,4 @@
-"""Draw the figures of the documentation into ``docs/_static``: ``python docs/figures.py``.
+"""Draw the figures of the concepts into ``docs/_static``: ``python docs/figures.py``.
 
 All figures show synthetic sections with fixed seeds. A small network is trained, which takes one or two minutes.
 """
@@ -37,8 +37,7 @@ def main() -> None:
     save(draw_recursion(), "recursion")
     save(draw_backbones(), "backbones")
     with st.settings.override(accelerator="cpu", progress=False):
-        model, new, annotated, judge = train()
-        save(draw_overview(annotated, new), "front")
+        model, new, judge = train()
         save(np.ravel(st.pl.refinement(new))[0].figure, "refinement")
         save(draw_thinking(new), "thinking")
         save(draw_breadth(model, new), "breadth")
@@ -53,12 +52,14 @@ def save(figure: plt.Figure, name: str) -> None:
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
     with Image.open(path) as image:
-        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
     print(f"{path.name}: {path.stat().st_size // 1024} kB")
 
 
-def train() -> tuple[DomainModel, AnnData, AnnData, AnnData]:
-    """Train on two sections; return the model, a new section with its results, the training and another section."""
+def train() -> tuple[DomainModel, AnnData, AnnData]:
+    """Train on two sections; return the model, a new section with its results, and another section."""
     adata = st.datasets.synthetic_sections(n_sections=4, n_rows=33, n_cols=34)
     st.pp.to_grid(adata, library_key="section")
     parts = {name: adata[adata.obs["section"] == name].copy() for name in adata.obs["section"].cat.categories}
@@ -72,7 +73,7 @@ def train() -> tuple[DomainModel, AnnData, AnnData, AnnData]:
     )
     new = parts["S2"]
     st.tl.trm_domains(new, model, inference={"depth": 5})
-    return model, new, annotated, parts["S4"]
+    return model, new, parts["S4"]
 
 
 def bare(ax: Axes, title: str = "") -> Axes:
@@ -239,32 +240,6 @@ def draw_backbones() -> plt.Figure:
         most = 23.9 if name == "hierarchical" else 15.9
         ax.set(xlim=(-1, max(most, 19.5)), ylim=(most, -0.9))
         ax.set_xlabel(notes[name])
-    return figure
-
-
-def draw_overview(annotated: AnnData, new: AnnData) -> plt.Figure:
-    """Draw annotated sections, the model, and a new section with its domains and their confidence."""
-    figure = plt.figure(figsize=(13, 3.6))
-    left = [figure.add_axes([0.0 + 0.155 * i, 0.05, 0.15, 0.8]) for i in range(2)]
-    middle = figure.add_axes([0.315, 0.05, 0.2, 0.9])
-    right = [figure.add_axes([0.53 + 0.21 * i, 0.05, 0.19, 0.85]) for i in range(2)]
-    st.pl.domains(annotated, "domain", ax=left)
-    st.pl.domains(new, ax=right[:1])
-    st.pl.confidence(new, ax=right[1:])
-    for ax, title in zip((*left, *right), ("S1", "S3", "a new section: domains", "confidence"), strict=True):
-        ax.set_title(title)
-        if ax.get_legend() is not None:
-            ax.get_legend().remove()
-    for extra in figure.axes[5:]:
-        extra.remove()
-    figure.text(0.15, 0.99, "annotated sections", ha="center", fontsize=13)
-    bare(middle)
-    middle.set(xlim=(0, 4), ylim=(1, 4.2))
-    box(middle, (2.0, 2.0), (2.1, 1.3), "tiny recursive\nmodel", "#dfe8f3", weight="bold")
-    arrow(middle, (0.1, 2.0), (0.9, 2.0))
-    arrow(middle, (3.1, 2.0), (3.9, 2.0))
-    arrow(middle, (2.6, 2.75), (1.4, 2.75), bend=0.9, color=GREEN)
-    middle.text(2.0, 3.72, "repeated", ha="center", va="bottom", color=GREEN)
     return figure
 
 

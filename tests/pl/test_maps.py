@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 from strecur import pl
 from strecur.pl._colors import PALETTE, UNLABELLED, category_colors, missing_colors
+from strecur.pl._scale import round_length
 
 
 def spots(ax):
@@ -156,6 +158,67 @@ def test_the_only_image_belongs_to_the_only_section(make, with_image):
     assert len(pl.domains(adata).images) == 1
 
 
+def test_several_maps_of_a_section_share_one_panel_of_tissue(hex_sections, with_image):
+    with_image(hex_sections, "a")
+    axes = pl.domains(hex_sections, truth="layer")
+    titles = [ax.get_title() for ax in axes]
+    assert titles == ["a\nH&E", "a\nannotation", "a\npredicted domains", "", "b\nannotation", "b\npredicted domains"]
+    assert [len(ax.images) for ax in axes] == [1, 0, 0, 0, 0, 0]
+    assert not axes[0].collections
+    assert not axes[3].axison  # section b has no image
+    assert len(pl.domains(hex_sections, truth="layer", img=False)) == 4
+    with pytest.raises(ValueError, match=r"2 sections × 3 tissue image and maps"):
+        pl.domains(hex_sections, truth="layer", ax=axes[:4])
+
+
+def scale_bars(axes):
+    """Length in axis units and label of the scale bar of each panel that has one."""
+    bars = [child for ax in np.ravel(axes) for child in ax.get_children() if isinstance(child, AnchoredSizeBar)]
+    return [(bar.size_bar.get_children()[0].get_width(), bar.txt_label.get_text()) for bar in bars]
+
+
+def test_scale_bar_of_visium(make, with_image):
+    adata = make("hex", size=40)
+    # 40 spots of 100 µm: a third is 1.3 mm; on a lattice with doubled columns, 100 µm are two units
+    assert scale_bars(pl.domains(adata, truth="layer")) == [(20.0, "1 mm")] * 2
+    # spots 200 pixels apart, in an image of a tenth of the pixels
+    adata.obsm["spatial"] = adata.obsm["grid"][:, ::-1] * [100, 100 * np.sqrt(3)] + 300
+    with_image(adata, "a", scale=0.1)
+    assert scale_bars(pl.domains(adata, truth="layer")) == [(pytest.approx(200), "1 mm"), (20.0, "1 mm")]
+
+
+def test_scale_bar_needs_a_known_scale(make):
+    adata = make("irregular", sections=("a",), size=20)
+    assert scale_bars(pl.domains(adata)) == []
+    adata.uns["spatial"] = {"a": {"scalefactors": {"microns_per_pixel": 0.5}}}
+    # 20 cells at 100 units of half a micrometre, about 1,000 µm in all
+    assert scale_bars(pl.domains(adata)) == [(400.0, "200 µm")]
+    square = make("square", sections=("a",), size=20)
+    assert scale_bars(pl.domains(square)) == []
+    square.uns["grid"]["spacing"] = {"a": 32.0}
+    square.uns["spatial"] = {"a": {"scalefactors": {"microns_per_pixel": 0.5}}}
+    assert scale_bars(pl.domains(square)) == [(6.25, "100 µm")]
+
+
+@pytest.mark.parametrize(("largest", "length"), [(1.0, 1), (1.99, 1), (2.0, 2), (0.7, 0.5), (999, 500), (1e4, 1e4)])
+def test_scale_bars_have_round_lengths(largest, length):
+    assert round_length(largest) == pytest.approx(length)
+
+
+def test_text_of_vector_graphics_stays_text_and_spots_stay_paths(hex_sections, tmp_path):
+    with mpl.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):
+        figure = pl.domains(hex_sections, truth="layer")[0].figure
+        figure.savefig(tmp_path / "maps.svg")
+        figure.savefig(tmp_path / "maps.pdf")
+    drawn = (tmp_path / "maps.svg").read_text(encoding="utf-8")
+    for text in ("predicted domains", "annotation", "200 µm", "unlabelled"):
+        assert f">{text}</text>" in drawn
+    assert "<image" not in drawn
+    document = (tmp_path / "maps.pdf").read_bytes()
+    assert b"/Subtype /Type0" in document or b"/Subtype /TrueType" in document
+    assert b"/Subtype /Type3" not in document
+
+
 def test_image_needs_no_lattice(make, with_image):
     adata = with_image(make("hex", sections=("a",)), "a")
     del adata.obsm["grid"]
@@ -267,7 +330,7 @@ def test_unlabelled_spots_are_in_the_legend_with_every_type_of_text(hex_sections
 def test_legend_titles_and_scores(hex_sections):
     axes = pl.domains(hex_sections, truth="layer", linear=True)
     assert len(axes) == 6
-    assert [ax.get_title() for ax in axes[:3]] == ["a\nlayer", "a\ntrm_domains", "a\nlinear baseline"]
+    assert [ax.get_title() for ax in axes[:3]] == ["a\nannotation", "a\npredicted domains", "a\nlinear baseline"]
     assert axes[0].get_xlabel() == ""
     assert axes[1].get_xlabel().startswith("ARI 0.")
     (legend,) = axes[0].figure.legends
@@ -307,14 +370,15 @@ def test_clusters_have_no_accuracy(hex_sections):
 
 def test_sections_without_library_key(make):
     ax = pl.domains(make("square", sections=("a",), library_key=None), img=False)
-    assert ax.get_title() == "trm_domains"
+    assert ax.get_title() == "predicted domains"
 
 
 def test_the_library_key_of_the_lattice_is_used(hex_sections):
     hex_sections.uns["trm_domains"]["params"] = {}
-    for key in ("trm_domains", "layer"):
+    hex_sections.obs["cell_type"] = hex_sections.obs["layer"]
+    for key, title in (("trm_domains", "predicted domains"), ("cell_type", "cell type")):
         axes = pl.domains(hex_sections, key)
-        assert [ax.get_title() for ax in axes] == [f"a\n{key}", f"b\n{key}"]
+        assert [ax.get_title() for ax in axes] == [f"a\n{title}", f"b\n{title}"]
     assert len(pl.refinement(hex_sections)) == 12
     assert [t.get_text() for t in pl.halt_steps(hex_sections)[-1].get_yticklabels()] == ["a", "b"]
 
@@ -334,7 +398,7 @@ def test_the_library_key_of_the_result_comes_before_that_of_the_lattice(hex_sect
 
 def test_library_id_chooses_and_orders(hex_sections):
     axes = pl.domains(hex_sections, library_id=["b", "a"])
-    assert [ax.get_title() for ax in axes] == ["b\ntrm_domains", "a\ntrm_domains"]
+    assert [ax.get_title() for ax in axes] == ["b\npredicted domains", "a\npredicted domains"]
     with pytest.raises(KeyError, match=r"\['c'\].*there are \['a', 'b'\]"):
         pl.domains(hex_sections, library_id="c")
 

@@ -12,7 +12,7 @@ from strecur.pl._colors import UNLABELLED
 
 
 def colors(ax):
-    (spots,) = ax.collections
+    spots = ax.collections[0]
     spots.update_scalarmappable()
     return np.array([to_hex(c).upper() for c in spots.get_facecolor()])
 
@@ -37,6 +37,28 @@ def test_refinement_draws_every_step(hex_sections):
     assert axes[0].get_xlabel() == ""
 
 
+def test_refinement_marks_the_spots_whose_label_changed(hex_sections):
+    steps = hex_sections.obsm["trm_domains_steps"]
+    rows = (hex_sections.obs["sample"] == "b").to_numpy()
+    first, second, *_ = pl.refinement(hex_sections, library_id="b")
+    assert len(first.collections) == 1
+    spots, rings = (np.asarray(drawn.get_offsets()) for drawn in second.collections)
+    assert np.array_equal(rings, spots[(steps[:, 1] != steps[:, 0])[rows]])
+    assert 0 < len(rings) < len(spots)
+    (legend,) = first.figure.legends
+    assert legend.get_texts()[-1].get_text() == "label changed"
+
+
+def test_refinement_is_a_grid_in_which_every_section_starts_a_row(hex_sections):
+    axes = pl.refinement(hex_sections)
+    places = [(ax.get_subplotspec().rowspan.start, ax.get_subplotspec().colspan.start) for ax in axes]
+    assert places[:6] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert places[6:] == [(row + 2, col) for row, col in places[:6]]
+    hex_sections.obsm["trm_domains_steps"] = hex_sections.obsm["trm_domains_steps"][:, 1:]
+    axes = pl.refinement(hex_sections)
+    assert [ax.get_subplotspec().rowspan.start for ax in axes] == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
+
+
 def test_refinement_adds_the_result_where_it_differs_from_the_last_step(hex_sections):
     hex_sections.obs.loc[hex_sections.obs_names[-1], "trm_domains"] = "L1"
     assert [ax.get_title() for ax in pl.refinement(hex_sections, library_id="b")][-2:] == ["step 6", "final"]
@@ -49,7 +71,7 @@ def test_refinement_of_several_sections_and_missing_answers(hex_sections):
     axes = pl.refinement(hex_sections)
     assert len(axes) == 12
     assert {colors(ax)[0] for ax in axes[:6]} == {UNLABELLED}
-    assert axes[0].figure.legends[0].get_texts()[-1].get_text() == "unlabelled"
+    assert axes[0].figure.legends[0].get_texts()[-2].get_text() == "unlabelled"
 
 
 def test_refinement_raises_for_codes_of_dropped_categories(hex_sections):

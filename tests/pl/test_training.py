@@ -26,9 +26,8 @@ def history():
 
 
 def test_curves_and_best_epochs(history):
-    loss, rate, ari, mse = pl.training(SimpleNamespace(history=history))
+    loss, ari, mse = pl.training(SimpleNamespace(history=history))
     assert list(loss.lines[0].get_ydata()) == [4, 3, 2, 1]
-    assert list(rate.lines[0].get_ydata()) == [1e-3, 2e-3, 1e-3, 0]
     assert ari.get_title() == "best 0.6 at epoch 3"
     assert ari.get_ylabel() == "validation ARI"
     # of an error less is better
@@ -36,7 +35,7 @@ def test_curves_and_best_epochs(history):
 
 
 def test_line_joins_the_epochs_that_were_validated(history):
-    ari = pl.training(history)[2]
+    ari = pl.training(history)[1]
     assert list(ari.lines[0].get_xdata()) == [1, 3, 4]
     assert list(ari.lines[0].get_ydata()) == [0.1, 0.6, 0.3]
 
@@ -44,35 +43,35 @@ def test_line_joins_the_epochs_that_were_validated(history):
 def test_names_and_whole_epochs(history):
     history = history.rename(columns={"validation_mse": "validation_pcc_50"})
     axes = pl.training(history)
-    assert axes[3].get_ylabel() == "validation PCC 50"
+    assert axes[2].get_ylabel() == "validation PCC 50"
     axes[0].figure.canvas.draw()
     assert all(tick == int(tick) for ax in axes for tick in ax.get_xticks())
 
 
 def test_blocks_are_told_from_sections(history):
     names = {"validation_ari": "blocks_log_likelihood", "validation_mse": "blocks_mse"}
-    _, _, likelihood, mse = pl.training(history.rename(columns=names))
+    _, likelihood, mse = pl.training(history.rename(columns=names))
     assert likelihood.get_ylabel() == "held-out blocks: log likelihood"
     assert likelihood.get_title() == "best 0.6 at epoch 3"
     assert mse.get_title() == "best 0.2 at epoch 2"
 
 
 def test_without_validation_and_with_own_axes(history):
-    _, axes = plt.subplots(1, 2)
-    assert pl.training(history[["epoch", "train_loss", "learning_rate"]], ax=axes) == list(axes)
-    with pytest.raises(ValueError, match="4 panels"):
-        pl.training(history, ax=axes)
+    _, ax = plt.subplots()
+    assert pl.training(history[["epoch", "train_loss"]], ax=ax) == [ax]
+    with pytest.raises(ValueError, match="3 panels"):
+        pl.training(history, ax=ax)
 
 
 def test_history_is_checked(history):
     with pytest.raises(TypeError, match="got dict without one"):
         pl.training({})
-    with pytest.raises(KeyError, match=r"\['learning_rate'\]; there are"):
-        pl.training(history.drop(columns="learning_rate"))
+    with pytest.raises(KeyError, match=r"\['train_loss'\]; there are"):
+        pl.training(history.drop(columns="train_loss"))
     with pytest.raises(ValueError, match="no epochs"):
         pl.training(history.iloc[:0])
 
 
 def test_unfinished_validation(history):
     history["validation_ari"] = np.nan
-    assert pl.training(history)[2].get_title() == ""
+    assert pl.training(history)[1].get_title() == ""

@@ -52,9 +52,10 @@ class LinearExpressionModel:
         How well each gene is predicted on spots that were held out, indexed by gene. Correlation of prediction and
         measurement over the spots of a section: ``pcc`` of the answer and ``pcc_network`` of the network, on the
         validation sections, on the training sections left out in turn (``training={"leave_one_out": True}``), or on
-        those of :func:`strecur.tl.calibrate_expression`; ``pcc_linear`` of the linear model on training sections it was not
-        fitted on (quarters of the section if there is only one). If no section was held out from the network,
-        ``pcc_network`` is NaN, and ``pcc`` is that of the linear model. ``mean`` and ``sd`` over the training spots.
+        those of :func:`strecur.tl.calibrate_expression`; ``pcc_linear`` of the linear model on training sections that
+        it was not fitted on (quarters of the section if there is only one). If no section was held out from the
+        network, ``pcc_network`` is NaN, and ``pcc`` is that of the linear model. ``mean`` and ``sd`` over the training
+        spots.
     sections
         Sections the model was trained on.
     errors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from strecur._anndata import read_labels, write
 from strecur._arguments import check_share
@@ -44,6 +44,10 @@ def domains(
     size. A label has the same colour in all panels. With ``truth``, the adjusted Rand index is written below each
     prediction, and its accuracy on the annotated spots if the two have labels in common (clusters have none).
 
+    The first panel of a section has a scale bar if its scale is known: spots of a hexagonal lattice are taken to be
+    100 µm apart, as on Visium slides; for others, the scale factor ``microns_per_pixel`` of ``uns["spatial"][section]``
+    is used (1 for coordinates in micrometres).
+
     Parameters
     ----------
     adata
@@ -60,7 +64,8 @@ def domains(
     library_id
         Section or sections to plot, in this order. If ``None`` (default), all.
     img
-        Plot the tissue image behind the spots, if there is one.
+        Plot the tissue image, if there is one: behind the spots or, with several maps per section, once in a panel of
+        its own left of them.
     alpha
         Opacity of the spots, between 0 and 1.
     spatial_key
@@ -98,9 +103,10 @@ def domains(
     check_share("alpha", alpha)
     baseline = {f"{key}_linear": "linear baseline"} if linear else {}
     table = open_result(adata, key, table_key=table_key, obs=[key, *baseline])
-    captions = ({} if truth is None else {truth: truth}) | {key: key} | baseline
+    captions = ({} if truth is None else {truth: "annotation"}) | {key: _caption(table, key)} | baseline
     labels = {column: read_labels(table, column).to_numpy() for column in captions}
-    maps = MapFigure.read(table, key, library_key=library_key, library_id=library_id, img=img, spatial_key=spatial_key)
+    place: dict[str, Any] = {"library_key": library_key, "library_id": library_id, "spatial_key": spatial_key}
+    maps = MapFigure.read(table, key, **place, img=img, beside=len(captions) > 1)
     drawn = {column: values[maps.rows] for column, values in labels.items()}
     colors = category_colors(table, key, _all_labels(table, key, drawn), like=truth)
     legend = legend_colors(colors, unlabelled=any(None in values for values in drawn.values()))
@@ -115,6 +121,11 @@ def domains(
     add_legend(axes, legend, own_figure=ax is None)
     write(table, uns=missing_colors(table, key, colors))
     return finish(one_or_all(axes), show=show)
+
+
+def _caption(table: AnnData, key: str) -> str:
+    """Return the title of the maps of ``obs[key]``."""
+    return "predicted domains" if f"{key}_proba" in table.obsm else key.replace("_", " ")
 
 
 def _all_labels(table: AnnData, key: str, drawn: Mapping[str, np.ndarray]) -> list[str]:

@@ -186,7 +186,7 @@ def gene_scores(
     rows = chosen.rows
     parts = rows if by_section else {"": np.concatenate([*rows.values()])}
     panel = make_panel(ax, "one curve of all genes", (7, 4.5))
-    ranked = _draw_model(panel, expression, parts, name=key, color=BLUE)
+    ranked = _draw_model(panel, expression, parts, name="prediction", color=BLUE)
     if f"{key}_linear" in table.obsm:
         linear = replace(expression, predicted=read_predicted(table, key, f"{key}_linear"))
         _draw_model(panel, linear, parts, name="linear baseline", color=RED)

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+
+from strecur.pl._colors import MARK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from matplotlib.artist import Artist
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
@@ -120,13 +124,18 @@ def _text_width(names: Sequence[str]) -> float:
     return 0.08 * max(map(len, names)) * rcParams["font.size"] / 10
 
 
-def add_legend(axes: Sequence[Axes], colors: Mapping[str, str], *, own_figure: bool) -> None:
-    """Draw one legend: right of all panels in our own figure, right of the last panel on axes of the caller."""
-    handles = [Patch(facecolor=color, label=name) for name, color in colors.items()]
+def add_legend(axes: Sequence[Axes], colors: Mapping[str, str], *, own_figure: bool, ring: str = "") -> None:
+    """Draw one legend: right of all panels in our own figure, right of the last panel on axes of the caller.
+
+    ``ring`` is the meaning of rings around spots.
+    """
+    handles: list[Artist] = [Patch(facecolor=color, label=name) for name, color in colors.items()]
+    if ring:
+        handles.append(Line2D([], [], color=MARK, marker="o", markerfacecolor="none", linestyle="", label=ring))
     style: dict[str, Any] = {"handles": handles, "handlelength": 1.0, "handleheight": 1.0, "frameon": False}
     if own_figure:
         figure = cast("Figure", axes[0].figure)
-        columns = _legend_columns(list(colors), figure.get_figheight())
+        columns = _legend_columns([str(handle.get_label()) for handle in handles], figure.get_figheight())
         figure.legend(loc="outside right center", ncols=columns, **style)
     else:
         axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), **style)

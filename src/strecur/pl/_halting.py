@@ -26,6 +26,7 @@ from strecur.pl._figure import (
 )
 from strecur.pl._maps import MapFigure
 from strecur.pl._results import SCORE_NAMES, choose_sections, made_by, open_result
+from strecur.pl._scale import add_scale_bar
 from strecur.pl._spots import draw_spots
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def halt_steps(
     for panel, section in zip(axes, maps.sections, strict=False):
         mappable = draw_spots(panel, section, settled[section.rows], cmap=cmap, norm=norm)
         panel.set_title(section.caption("settling step"), fontsize="medium")
+        add_scale_bar(panel, section)
     add_step_bar(axes[min(n, MAX_COLUMNS) - 1], mappable, depth, n_ticks=12)
     _draw_settling_histogram(axes[-2], settled[maps.rows], cmap)
     _draw_halt_steps(axes[-1], halted, depth)

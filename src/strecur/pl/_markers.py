@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,10 +17,11 @@ from strecur._arguments import as_names, check_whole
 from strecur.pl._expression import read_expression
 from strecur.pl._figure import add_color_bar, check_axes, finish, make_panels, one_or_all
 from strecur.pl._maps import MapFigure
-from strecur.pl._spots import draw_spots, draw_tissue, pitch
+from strecur.pl._scale import add_scale_bar
+from strecur.pl._spots import draw_spots, draw_tissue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -91,8 +91,8 @@ def marker_panel(
     library_id
         Section to plot; required if there are several.
     img
-        Plot the tissue image on the left of every row, if there is one. If the lattice is rotated or mirrored relative
-        to the image, spots are circles at their coordinates.
+        Plot the tissue image on the left of the first row, if there is one. If the lattice is rotated or mirrored
+        relative to the image, spots are circles at their coordinates.
     spatial_key
         Key of ``obsm`` with the coordinates (x, y) of the spots, used for images and irregular layouts. If
         ``None`` (default), the one given to :func:`strecur.pp.to_grid`, else ``"spatial"``.
@@ -133,20 +133,22 @@ def marker_panel(
     groups = _gene_groups(genes)
     wanted = list(dict.fromkeys(gene for group in groups.values() for gene in group))
     expression = read_expression(table, key, layer=layer, also=wanted)
-    read = partial(MapFigure.read, table, key, library_key=library_key, library_id=library_id, spatial_key=spatial_key)
-    section = _only_section(read(img=img))
-    place = section if section.image is None else _beside_image(table, section, read)
+    place: dict[str, Any] = {"library_key": library_key, "library_id": library_id, "spatial_key": spatial_key}
+    section = _only_section(MapFigure.read(table, key, **place, img=img, beside=True))
     markers = _read_markers(expression, wanted, section.rows, _expected(table, key))
     kinds = [kind for kind in KINDS if any(kind in marker.maps for marker in markers.values())]
     sizes = [len(group) for group in groups.values()]
-    has_image = section.image is not None
+    has_image = section.tissue is not None
     per_row = genes_per_row or _genes_per_row(sizes, len(kinds), section.height, has_image=has_image)
     lines = [
         (name, [markers[gene] for gene in group[start : start + per_row]])
         for name, group in groups.items()
         for start in range(0, len(group), per_row)
     ]
-    used = [[*[True] * has_image, *(kind in marker.maps for marker in part for kind in kinds)] for _, part in lines]
+    used = [
+        [*[k == 0] * has_image, *(kind in marker.maps for marker in part for kind in kinds)]
+        for k, (_, part) in enumerate(lines)
+    ]
     if ax is None:
         axes = _make_rows(used, section, per_row)
     else:
@@ -154,11 +156,13 @@ def marker_panel(
     panels = iter(axes)
     for (name, part), row in zip(lines, used, strict=True):
         line = [next(panels) for _ in range(sum(row))]
+        tissue = line.pop(0) if has_image and row[0] else None
+        if tissue is not None and section.tissue is not None:
+            draw_tissue(tissue, section.tissue)
+            tissue.set_title("H&E", fontsize="medium")
         line[0].set_ylabel(name, fontsize="large")
-        if has_image:
-            draw_tissue(line[0], section)
-            line[0].set_title("H&E", fontsize="medium")
-        _draw_markers(line[has_image:], part, place, expression.unit)
+        _draw_markers(line, part, section, expression.unit)
+    add_scale_bar(axes[0], section.tissue or section)
     return finish(one_or_all(axes), show=show)
 
 
@@ -179,20 +183,6 @@ def _only_section(maps: MapFigure) -> SectionMap:
         msg = f"marker_panel plots one section; choose it with library_id out of {names}"
         raise ValueError(msg)
     return maps.sections[0]
-
-
-def _beside_image(table: AnnData, section: SectionMap, read: Callable[..., MapFigure]) -> SectionMap:
-    """Return the map to draw beside an image: the lattice of the section if it has the orientation of the image."""
-    if "grid" in table.obsm:
-        lattice = _only_section(read(img=False))
-        if _parallel(lattice.x, section.x) and _parallel(lattice.y, section.y):
-            return lattice
-    return replace(section, image=None, width=1.15 * pitch(np.column_stack([section.x, section.y])))
-
-
-def _parallel(a: np.ndarray, b: np.ndarray) -> bool:
-    """Return whether coordinates run in the same direction, within the tolerance of a slightly uneven lattice."""
-    return bool(np.ptp(a) > 0 and np.ptp(b) > 0 and np.corrcoef(a, b)[0, 1] > 0.98)
 
 
 def _read_markers(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from strecur.pl._colors import BLUE, category_colors, legend_colors, missing_col
 from strecur.pl._figure import MAX_COLUMNS, add_legend, finish, make_panels, one_or_all, open_frame, whole_ticks
 from strecur.pl._maps import MapFigure
 from strecur.pl._results import choose_table_sections, made_by, open_result, read_answer_labels
-from strecur.pl._spots import draw_categories
+from strecur.pl._spots import draw_categories, mark_spots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
+
+
+CHANGED = "label changed"
 
 
 def refinement(
@@ -36,11 +39,11 @@ def refinement(
     show: bool | None = None,
     table_key: str | None = None,
 ) -> Axes | list[Axes] | None:
-    """Plot the map of domains after each outer step, one row per section.
+    """Plot the map of domains after each outer step, in a grid per section.
 
-    The share of spots whose label changed since the previous step is written below each map, as in Fig. 2 of the
-    spatial TRM :cite:p:`spatialtrm`. The last step is usually the result. If ``obs[key]`` differs from it, because
-    answers were combined afterwards, the result is an additional panel.
+    A ring marks every spot whose label changed since the previous step, and their share is written below each map, as
+    in Fig. 2 of the spatial TRM :cite:p:`spatialtrm`. The last step is usually the result. If ``obs[key]`` differs from
+    it, because answers were combined afterwards, the result is an additional panel.
 
     Parameters
     ----------
@@ -54,7 +57,7 @@ def refinement(
     library_id
         Section or sections to plot, in this order. If ``None`` (default), all.
     img
-        Plot the tissue image behind the spots, if there is one.
+        Plot the tissue image, if there is one, in a panel of its own before the steps of a section.
     alpha
         Opacity of the spots, between 0 and 1.
     spatial_key
@@ -91,14 +94,15 @@ def refinement(
     """
     check_share("alpha", alpha)
     table = open_result(adata, key, table_key=table_key, obs=[key], obsm=[f"{key}_steps"])
-    maps = MapFigure.read(table, key, library_key=library_key, library_id=library_id, img=img, spatial_key=spatial_key)
+    place: dict[str, Any] = {"library_key": library_key, "library_id": library_id, "spatial_key": spatial_key}
+    maps = MapFigure.read(table, key, **place, img=img, beside=True)
     names = _step_labels(table, key)
     answers = _answers(table, key, names, maps.rows)
     colors = category_colors(table, key, names)
     legend = legend_colors(colors, unlabelled=any(None in answer[maps.rows] for answer in answers.values()))
-    axes = maps.panels(ax, len(answers), "steps", n_columns=len(answers), legend=list(legend))
+    axes = maps.panels(ax, len(answers), "steps", wrap=True, legend=[*legend, CHANGED])
     for section, panels in maps.with_panels(axes):
-        if section.title:
+        if section.title and section.tissue is None:
             # in a line above the step, where it may be as long as the row
             panels[0].set_title(f"{section.title}\n", loc="left", fontsize="medium")
         before = None
@@ -107,9 +111,11 @@ def refinement(
             draw_categories(panel, section, now, colors, alpha=alpha)
             panel.set_title(title, fontsize="medium")
             if before is not None:
-                panel.set_xlabel(f"{np.mean(now != before):.1%} changed")
+                changed = now != before
+                mark_spots(panel, section, changed)
+                panel.set_xlabel(f"{changed.mean():.1%} changed")
             before = now
-    add_legend(axes, legend, own_figure=ax is None)
+    add_legend(axes, legend, ring=CHANGED, own_figure=ax is None)
     write(table, uns=missing_colors(table, key, colors))
     return finish(one_or_all(axes), show=show)
 

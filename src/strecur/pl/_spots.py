@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.path import Path
 from matplotlib.transforms import Affine2D, AffineDeltaTransform
 
-from strecur.pl._colors import UNLABELLED
+from strecur.pl._colors import MARK, UNLABELLED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # a square lattice of more spots is drawn as an image if at least this share of the image is tissue
 RASTER_SPOTS = 50_000
 RASTER_FILL = 0.25
+# outer and inner diameter of a ring around a spot ÷ width of the spot
+RING = 1.25, 0.7
 
 
 class SeamlessPaths(PathCollection):
@@ -50,6 +52,10 @@ class SectionMap:
     shape: Literal["hexagon", "square", "circle"]
     width: float
     image: np.ndarray | None = None
+    um: float | None = None
+    """Micrometres per axis unit, if known."""
+    tissue: SectionMap | None = None
+    """The section on its tissue image, for a panel of its own left of the maps."""
 
     @property
     def limits(self) -> tuple[float, float, float, float]:
@@ -125,6 +131,23 @@ def draw_tissue(ax: Axes, section: SectionMap) -> None:
     if section.image is not None:
         _draw_image(ax, section, section.image)
     _set_frame(ax, section)
+
+
+def mark_spots(ax: Axes, section: SectionMap, chosen: np.ndarray) -> None:
+    """Draw a ring around the chosen spots (a mask in the order of ``section.rows``) of a map."""
+    outer, inner = (Path.unit_circle().transformed(Affine2D().scale(size * section.width / 2)) for size in RING)
+    # a hole runs in the other direction
+    hole = Path(inner.vertices[-2::-1], inner.codes[:-1])  # type: ignore[index]
+    rings = PathCollection(
+        [Path.make_compound_path(outer, hole)],
+        offsets=np.column_stack([section.x, section.y])[chosen],
+        offset_transform=AffineDeltaTransform(ax.transData),  # type: ignore[arg-type]
+        linewidths=0,
+        facecolors=MARK,
+        rasterized=int(chosen.sum()) > RASTER_SPOTS,
+    )
+    rings.set_transform(ax.transData)
+    ax.add_collection(rings, autolim=False)
 
 
 def _set_frame(ax: Axes, section: SectionMap) -> None:

@@ -27,22 +27,22 @@ def training(
     ax: Sequence[Axes] | None = None,
     show: bool | None = None,
 ) -> list[Axes] | None:
-    """Plot training loss, learning rate and validation scores by epoch.
+    """Plot training loss and validation scores by epoch.
 
     Parameters
     ----------
     model
-        Fitted model with a ``history``, or this data frame: one row per epoch, columns ``epoch``, ``train_loss``,
-        ``learning_rate`` and any number of ``validation_<metric>`` (on whole sections) and ``blocks_<metric>`` (in
-        blocks of the training sections). The best epoch of each metric is marked.
+        Fitted model with a ``history``, or this data frame: one row per epoch, columns ``epoch``, ``train_loss`` and
+        any number of ``validation_<metric>`` (on whole sections) and ``blocks_<metric>`` (in blocks of the training
+        sections). The best epoch of each metric is marked.
     ax
-        Axes to plot on: loss, learning rate, and one per validation metric. If ``None`` (default), a new figure.
+        Axes to plot on: loss, and one per validation metric. If ``None`` (default), a new figure.
     show
         If ``True``, show the figure and return ``None``.
 
     Returns
     -------
-    The axes: loss, learning rate, one per validation metric; ``None`` with ``show=True``.
+    The axes: loss, one per validation metric; ``None`` with ``show=True``.
 
     Raises
     ------
@@ -68,23 +68,21 @@ def training(
     if history.empty:
         msg = "the history has no epochs; the training was interrupted before the end of the first one"
         raise ValueError(msg)
-    absent = [name for name in ("epoch", "train_loss", "learning_rate") if name not in history]
+    absent = [name for name in ("epoch", "train_loss") if name not in history]
     if absent:
         msg = f"the history has no column {absent}; there are {list(history.columns)}"
         raise KeyError(msg)
     metrics = [name for name in history if str(name).startswith(tuple(PLACES))]
-    n_panels = 2 + len(metrics)
-    contents = "loss, learning rate, validation metrics"
+    n_panels = 1 + len(metrics)
+    contents = "loss, validation metrics"
     axes = make_panels(ax, [0.75] * n_panels, min(n_panels, 3), contents=contents)
-    labels = {"train_loss": "training loss", "learning_rate": "learning rate"}
-    for panel, name in zip(axes, [*labels, *metrics], strict=True):
+    for panel, name in zip(axes, ["train_loss", *metrics], strict=True):
         known = history[["epoch", name]].dropna()
         panel.plot(known["epoch"], known[name], color=BLUE, marker="o", markersize=3)
         panel.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-        panel.set(xlabel="epoch", ylabel=labels.get(name) or _metric_caption(name))
+        panel.set(xlabel="epoch", ylabel="training loss" if name == "train_loss" else _metric_caption(name))
         open_frame(panel)
-    axes[1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    for panel, name in zip(axes[2:], metrics, strict=True):
+    for panel, name in zip(axes[1:], metrics, strict=True):
         _mark_best(panel, history, name)
     return finish(axes, show=show)
 

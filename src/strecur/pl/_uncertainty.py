@@ -251,7 +251,7 @@ def _draw_reliability(ax: Axes, proba: np.ndarray, right: np.ndarray, n_bins: in
     ax.plot([0, 1], [0, 1], color="0.5", linestyle=":", linewidth=1)
     means, accuracies = bins["confidence"]["mean"], bins["correct"]["mean"]
     ax.plot(means, accuracies, color=BLUE, linewidth=1)
-    ax.scatter(means, accuracies, s=10 + 150 * share, color=BLUE, zorder=3, label="accuracy")
+    ax.scatter(means, accuracies, s=10 + 150 * share, color=BLUE, zorder=3, label="accuracy", clip_on=False)
     error = (share * (accuracies - means).abs()).sum()
     ax.set_title(f"calibration error {error:.3f}", fontsize="medium")
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
