@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 OUT = Path(__file__).parent / "_static"
 TRAINING, NEW = ["151674", "151675"], "151673"
 CORTEX = ["151673", "151674", "151675"]
+UNSEEN, UNSEEN_NEW = "WM", "151675"
+"""Domain that is left out of the training on the two other sections, and the section that is labelled then."""
 METHODS = {  # as they are called on the page on benchmarks, and in the figure
     "trm": "strecur",
     "linear": "linear",
@@ -49,14 +51,16 @@ def main() -> None:
     """Draw all figures, or those of one kind."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of the model of the cortex")
-    parser.add_argument("--only", choices=["cortex", "synthetic"], help="draw only these figures")
+    parser.add_argument("--only", choices=["cortex", "unseen", "synthetic"], help="draw only these figures")
     given = parser.parse_args()
     (OUT / "gallery").mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(WIDE), st.settings.override(accelerator="cpu", progress=False):
-        if given.only != "synthetic":
+        if given.only in ("cortex", None):
             draw_cortex(cortex_model(given.model))
             draw_benchmark()
-        if given.only != "cortex":
+        if given.only in ("unseen", None):
+            draw_unseen(unseen_model(given.model.with_name(f"{given.model.name}_unseen")))
+        if given.only in ("synthetic", None):
             draw_domains_of_synthetic_sections()
             draw_expression_of_synthetic_sections()
 
@@ -101,6 +105,47 @@ def draw_cortex(model: DomainModel) -> None:
     save(figure_of(st.pl.halt_steps(new)), "gallery/halt_steps")
     save(figure_of(st.pl.reliability(new, truth="domain")), "gallery/reliability")
     save(figure_of(st.pl.training(model)), "gallery/training")
+
+
+def unseen_model(folder: Path) -> DomainModel:
+    """Load the model that never saw one of the domains, or train it with the default settings."""
+    if not folder.exists():
+        annotated = st.datasets.dlpfc([name for name in CORTEX if name != UNSEEN_NEW])
+        annotated = annotated[(annotated.obs["domain"] != UNSEEN).to_numpy()].copy()
+        st.pp.to_grid(annotated, library_key="section")
+        st.tl.train_domains(annotated, "domain", features={"size_factor_key": "sum_umi"}).save(folder)
+    return st.load_model(folder)
+
+
+def draw_unseen(model: DomainModel) -> None:
+    """Draw the answer where a domain is not known: by its confidence, and with a limit of the novelty."""
+    new = st.datasets.dlpfc([UNSEEN_NEW])
+    st.pp.to_grid(new, library_key="section")
+    st.tl.trm_domains(new, model)
+    st.tl.trm_domains(new, model, novelty=0.95, key_added="limited")
+    figure, axes = plt.subplots(1, 5, figsize=(13, 2.8), layout="constrained")
+    st.pl.domains(new, truth="domain", ax=axes[:2])
+    st.pl.confidence(new, novelty=True, ax=axes[2:4])
+    st.pl.domains(new, "limited", ax=axes[4])
+    is_unseen, right = new.obs["domain"] == UNSEEN, new.obs["domain"].notna()
+    (named, n_named), *_ = new.obs.loc[is_unseen, "trm_domains"].value_counts().items()
+    confidence = new.obs["trm_domains_confidence"]
+    left_out = new.obs["limited"].isna()
+    print(
+        f"{UNSEEN}: {n_named} of {is_unseen.sum()} spots are labelled {named}, with a confidence of "
+        f"{confidence[is_unseen].mean():.2f} (others {confidence[right & ~is_unseen].mean():.2f}); with novelty=0.95 "
+        f"{left_out[is_unseen].mean():.0%} of them and {left_out[right & ~is_unseen].mean():.0%} of the others get none"
+    )
+    titles = (
+        f"{UNSEEN_NEW}: annotation",
+        f"answer of a model without {UNSEEN}",
+        "confidence",
+        "stranger training spots",
+        "answer with novelty=0.95",
+    )
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title, fontsize=10)
+    save(figure, "gallery/unseen")
 
 
 def draw_front(new: AnnData) -> plt.Figure:

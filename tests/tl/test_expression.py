@@ -66,6 +66,23 @@ def test_neighbours_matter_where_expression_depends_on_them(pair, new):
     assert pcc[5,] > pcc[()] + 0.1
 
 
+def test_strange_patches_are_novel(model, new):
+    usual = apply(new, model)
+    strange = new.copy()
+    row = new.obs["array_row"].to_numpy()
+    upper, lower = row < 2, row >= 6
+    for key in ("X_patch", "X_patch_d4"):
+        strange.obsm[key][upper] = np.random.default_rng(0).permutation(strange.obsm[key][upper], axis=-1) * 2
+    found = apply(strange, model)
+    before, after = (result.obs["trm_expression_novelty"] for result in (usual, found))
+    assert before.between(0, 1).all()
+    assert before.median() < 0.9
+    assert after[upper].median() > max(0.99, before[upper].max())
+    assert after[lower].median() < 0.95
+    table = found.uns["trm_expression"]["sections"]
+    assert table["novel"].iloc[0] == pytest.approx((after > 0.99).mean())
+
+
 def test_what_is_written(model, new):
     before = new.copy()
     assert calls.predict_expression(new, model, **RUN, key_added="k", depth=3) is None
