@@ -81,6 +81,7 @@ class DomainMoments:
     def match(self, values_NP: np.ndarray, means_NS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Estimate the moments from those of the domains that the section holds."""
         centre_P, scale_P = self.centre_P, self.scale_P
+        values_NP = values_NP.astype(np.float64)  # sums of squares lose small differences
         squared_NP = np.square(values_NP)
         for _ in range(STEPS):
             share_NC = softmax(self.log_densities(means_NS, centre_P, scale_P), axis=1)[:, :-1]
@@ -89,7 +90,7 @@ class DomainMoments:
                 break
             total = count_C.sum() + PRIOR_SPOTS
             mean_CP = share_NC.T @ values_NP / np.maximum(count_C, 1e-9)[:, None]
-            within_P = known_N @ squared_NP - count_C @ np.square(mean_CP)
+            within_P = np.maximum(known_N @ squared_NP - count_C @ np.square(mean_CP), 0)
             ratio_P = within_P / (count_C @ self.variance_CP)
             share = PRIOR_SPOTS / total
             scale_P = np.sqrt((1 - share) * ratio_P + share * np.square(self.scale_P))
