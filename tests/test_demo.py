@@ -1,4 +1,4 @@
-"""The demonstration does what the README says, on synthetic sections and on a folder of files."""
+"""The demonstration does what the README says, on the sample of the package and on a folder of files."""
 
 from __future__ import annotations
 
@@ -61,13 +61,17 @@ def check_results(out, label, printed):
     return labelled
 
 
-def test_synthetic_sections(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "SYNTHETIC", SMALL)
-    demo.main(["--out", str(tmp_path / "results"), "--epochs", "2"])
+def test_the_sample(tmp_path, monkeypatch, capsys):
+    whole = st.datasets.spleen_sample()
+    x, y = whole.obsm["spatial"].T
+    part = whole[(x % 1800 < 700) & (y % 1800 < 700)].copy()
+    monkeypatch.setattr(st.datasets, "spleen_sample", lambda: part)
+    demo.main(["--out", str(tmp_path / "results"), "--epochs", "1"])
     printed = capsys.readouterr().out
     labelled = check_results(tmp_path / "results", "domain", printed)
-    assert labelled.obs["section"].unique().tolist() == ["S3"]
-    assert re.search(r"S1, S2 \(\d+ spots\) for training, S3 for testing", printed)
+    assert labelled.obs["section"].unique().tolist() == ["BALBc-2"]
+    assert re.search(r"BALBc-1 A, BALBc-1 B \(\S+ spots\) for training, BALBc-2 for testing", printed)
+    assert "MIT licence" in printed
     assert str(tmp_path / "results") in printed
     assert labelled.obs["trm_domains_linear"].eq(labelled.obs["domain"].astype(str)).mean() > 0.5
 
@@ -129,11 +133,12 @@ def test_results_do_not_go_into_the_folder_of_the_data(folder, capsys):
     assert len(list(folder.iterdir())) == 3
 
 
-def test_an_unknown_synthetic_section_is_explained(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "SYNTHETIC", SMALL)
+def test_an_unknown_section_of_the_sample_is_explained(tmp_path, capsys):
     with pytest.raises(SystemExit):
         demo.main(["--test", "S7", "--out", str(tmp_path / "results")])
-    assert "there is no section 'S7'; choose one with --test from S1, S2, S3" in capsys.readouterr().err
+    assert (
+        "there is no section 'S7'; choose one with --test from BALBc-1 A, BALBc-1 B, BALBc-2" in capsys.readouterr().err
+    )
 
 
 def test_importing_leaves_the_backend_alone():

@@ -21,11 +21,16 @@ if TYPE_CHECKING:
     from strecur.models import DomainModel
 
 SECTION = "section"
+CELL_TYPES = {"kind": "cell_types", "cell_type_key": "cell_type"}
+"""Features of the sample, which has no genes."""
+
 ARCHITECTURES: dict[str, Literal["feedforward", "trm"]] = {"feedforward": "feedforward", "TRM": "trm"}
 
-SYNTHETIC: dict[str, Any] = {"n_sections": 4, "n_rows": 26, "n_cols": 28}
-SYNTHETIC_EPOCHS = 40
-"""Few epochs, so that the demonstration takes less than two minutes on two cores. Other data use the default."""
+SAMPLE_TEST = "BALBc-2"
+"""Part of the sample that is held out, from another mouse than the others."""
+
+SAMPLE_EPOCHS = 25
+"""Few epochs, so that the demonstration takes about two minutes on two cores. Other data use the default."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.data is None:
-        options.test = options.test or f"S{SYNTHETIC['n_sections']}"
-        options.epochs = options.epochs or SYNTHETIC_EPOCHS
+        options.test = options.test or SAMPLE_TEST
+        options.epochs = options.epochs or SAMPLE_EPOCHS
     try:
-        adata = read_folder(options) if options.data else make_sections(options)
+        adata = read_folder(options) if options.data else read_sample(options)
     except ValueError as error:
         parser.error(str(error))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -51,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     in_test = adata.obs[SECTION] == options.test
     annotated, held_out = adata[~in_test].copy(), adata[in_test].copy()
     names = annotated.obs[SECTION].unique()
+    if "source" in adata.uns:
+        print(adata.uns["source"])
     print(f"{', '.join(names)} ({annotated.n_obs:,} spots) for training, {options.test} for testing", flush=True)
     table, model = compare(annotated, held_out, options)
     draw(held_out, model, options)
@@ -71,7 +78,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=Path("strecur_demo"), help="folder for the results")
     parser.add_argument(
-        "--data", type=Path, help="folder of .h5ad files, one section each (default: synthetic sections)"
+        "--data", type=Path, help="folder of .h5ad files, one section each (default: parts of mouse spleen)"
     )
     parser.add_argument("--label", default="domain", help="column of obs with the annotated domains")
     parser.add_argument("--test", metavar="SECTION", help="section to hold out: the name of its file without .h5ad")
@@ -91,11 +98,11 @@ def positive(word: str) -> int:
     return number
 
 
-def make_sections(options: Namespace) -> AnnData:
-    """Draw synthetic sections."""
-    adata = st.datasets.synthetic_sections(**SYNTHETIC)
+def read_sample(options: Namespace) -> AnnData:
+    """Load the sample that comes with the package."""
+    adata = st.datasets.spleen_sample()
     check_test(options.test, adata.obs[SECTION].cat.categories)
-    check_columns(adata, "the synthetic sections", options)
+    check_columns(adata, "the sample", options)
     return adata
 
 
@@ -135,6 +142,7 @@ def check_columns(adata: AnnData, name: str, options: Namespace) -> None:
 def compare(annotated: AnnData, held_out: AnnData, options: Namespace) -> tuple[pd.DataFrame, DomainModel]:
     """Label the held-out section without and with recursion; return a table of scores and the recursive model."""
     rows, linear_seconds = {}, []
+    features = {"size_factor_key": options.size_factor_key} if annotated.n_vars else CELL_TYPES
     for name, architecture in ARCHITECTURES.items():
         print(f"\ntraining {name}", flush=True)
         key, begin = f"{architecture}_domains", time.perf_counter()
@@ -142,7 +150,7 @@ def compare(annotated: AnnData, held_out: AnnData, options: Namespace) -> tuple[
             annotated,
             options.label,
             architecture=architecture,
-            features={"size_factor_key": options.size_factor_key},
+            features=features,
             training={"max_epochs": options.epochs},
         )
         seconds = time.perf_counter() - begin

@@ -6,9 +6,10 @@ from strecur.datasets._dlpfc import dlpfc
 from strecur.datasets._her2st import her2st
 from strecur.datasets._mob import mob
 from strecur.datasets._protocols import read_genes, read_split
+from strecur.datasets._spleen import spleen_sample
 from strecur.datasets._synthetic import synthetic_sections
 
-__all__ = ["dlpfc", "her2st", "mob", "read_genes", "read_split", "synthetic_sections"]
+__all__ = ["dlpfc", "her2st", "mob", "read_genes", "read_split", "spleen_sample", "synthetic_sections"]
 
 
 def __dir__() -> list[str]:
