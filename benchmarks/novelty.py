@@ -120,7 +120,9 @@ def parts(adata: ad.AnnData, use_rep: str | None, options: argparse.Namespace) -
                     row = {"test": test, "kind": kind, "cut": cut, "treatment": treatment, "method": method}
                     row |= {"accuracy": right[known].mean(), "in the whole": whole[method][inside][known].mean()}
                     rows.append(row)
-        print(test, flush=True)
+        own = pd.DataFrame([row for row in rows if row["test"] == test])
+        own["difference"] = own["accuracy"] - own["in the whole"]
+        print(test, own.groupby(["method", "treatment", "kind"], sort=False)["difference"].mean().round(3), flush=True)
     table = pd.DataFrame(rows)
     table["difference"] = table["accuracy"] - table["in the whole"]
     return table

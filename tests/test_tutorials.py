@@ -15,7 +15,7 @@ import strecur
 TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
 LARGEST = 600_000
 SECONDS_PER_CELL = 900
-EPOCHS = 8
+EPOCHS = 4
 """Number of epochs in the tests; the stored output is that of the full training."""
 
 

@@ -29,7 +29,7 @@ ARCHITECTURES: dict[str, Literal["feedforward", "trm"]] = {"feedforward": "feedf
 SAMPLE_TEST = "BALBc-2"
 """Part of the sample that is held out, from another mouse than the others."""
 
-SAMPLE_EPOCHS = 25
+SAMPLE_EPOCHS = 30
 """Few epochs, so that the demonstration takes about two minutes on two cores. Other data use the default."""
 
 

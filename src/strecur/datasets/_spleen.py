@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SOURCE = (
     "CODEX of mouse spleen (Goltsev et al. 2018): position, published cell type and compartment of cells, from "
-    "github.com/huBioinfo/CytoCommunity (9dab5f1, MIT licence); squares of 1,800 pixels in which the shares of the "
+    "github.com/huBioinfo/CytoCommunity (9dab5f1, MIT licence); squares of 1,200 pixels in which the shares of the "
     "compartments are close to those of the whole section"
 )
 
@@ -20,14 +20,14 @@ SOURCE = (
 def spleen_sample() -> AnnData:
     """Load three small squares of mouse spleen with published cell types and compartments.
 
-    9,818 cells of two mice: two squares of BALBc-1 and one of BALBc-2. Nothing is downloaded.
+    4,260 cells of two mice: two squares of BALBc-1 and one of BALBc-2. Nothing is downloaded.
 
     Returns
     -------
     AnnData without genes and
 
     ``obs``
-        ``section`` (``"BALBc-1 A"``, ``"BALBc-1 B"``, ``"BALBc-2"``), ``cell_type`` (27 types) and ``domain``
+        ``section`` (``"BALBc-1 A"``, ``"BALBc-1 B"``, ``"BALBc-2"``), ``cell_type`` (published types) and ``domain``
         (``red pulp``, ``PALS``, ``marginal zone``, ``B-zone``; a few cells have none).
     ``obsm["spatial"]``
         (x, y) in pixels.
