@@ -86,7 +86,7 @@ def gene_panels() -> pd.DataFrame:
     --------
     >>> import strecur as st
     >>> panels = st.datasets.gene_panels()
-    >>> panels.loc["breast", "n_genes"], panels.loc["breast", "doi"]
+    >>> int(panels.loc["breast", "n_genes"]), panels.loc["breast", "doi"]
     (50, '10.1200/JCO.2008.18.1370')
     """
     rows = [(p.name, len(p.genes), p.description, p.source, p.doi) for p in read_panels().values()]
