@@ -155,8 +155,8 @@ def _find_in(panel: Panel, column: Sequence[str], *, capitalised: bool) -> dict[
         spellings = {gene: [symbol.capitalize() for symbol in symbols] for gene, symbols in spellings.items()}
     wanted = {symbol for symbols in spellings.values() for symbol in symbols}
     rows_of: dict[str, list[int]] = {}
-    for row in np.flatnonzero(pd.Index(column).isin(wanted)):
-        rows_of.setdefault(column[row], []).append(int(row))
+    for row in np.flatnonzero(pd.Index(column).isin(wanted)).tolist():
+        rows_of.setdefault(column[row], []).append(row)
     first = {gene: next((s for s in symbols if s in rows_of), None) for gene, symbols in spellings.items()}
     return {gene: rows_of[symbol] for gene, symbol in first.items() if symbol is not None}
 
