@@ -33,6 +33,9 @@ class Settings:
     dataset_dir: Path = field(default_factory=_default_dataset_dir)
     """Folder of data sets and downloads; the environment variable ``STRECUR_DATA`` sets it."""
 
+    min_reliability: float | None = 0.2
+    """Reliability (correlation on held-out spots) below which plots of expression mute a gene; ``None``: never."""
+
     @contextmanager
     def override(self, **values: object) -> Iterator[Settings]:
         """Change settings inside a ``with`` block.

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.stats import pearsonr
 
-from strecur import pl
+from strecur import pl, settings
 from strecur.pl._expression import spread_out
 
 
@@ -368,3 +368,60 @@ def test_real_breast_section(data_dir):
     scores = [np.corrcoef(truth[:, k], adata.obsm["trm_expression"][:, k])[0, 1] for k in range(4)]
     assert axes[1].get_title() == f"ERBB2\npredicted, PCC {scores[0]:.2f}"
     assert pl.gene_scores(adata).lines[1].get_ydata() == pytest.approx(sorted(scores, reverse=True))
+
+
+def spot_colors(ax):
+    (spots,) = ax.collections
+    return spots.cmap(np.linspace(0, 1, 5))[:, :3]
+
+
+def test_predicted_maps_of_unreliable_genes_are_muted(one):
+    """The reliability in training decides, not the correlation in this section, which may be high by chance."""
+    one.X[:, 5] = np.round(2 ** one.obsm["trm_expression"][:, 5] * 100)
+    axes = pl.marker_panel(one, ["G0", "G5"], img=False)
+    saturation = [np.ptp(spot_colors(ax), axis=1).max() for ax in axes]
+    assert saturation[0] == saturation[1] == saturation[2] > 3 * saturation[3]
+    first, second = axes[3].get_title().split("\n")
+    assert first == "G5 (reliability 0.10)"
+    assert float(second.removeprefix("predicted, PCC ")) > 0.9
+    assert axes[2].get_title() == "G5\nmeasured"
+    assert axes[3].title.get_color() != axes[1].title.get_color() == axes[2].title.get_color()
+    assert axes[2].collections[0].get_clim() == axes[3].collections[0].get_clim()
+    # the bar beside both has the colours of the measured map
+    (bar,) = axes[3].child_axes
+    (colors,) = [part for part in bar.collections if isinstance(part, mpl.collections.QuadMesh)]
+    assert colors.cmap.name == "viridis"
+
+
+def test_the_reliability_that_mutes_is_named_and_a_setting(one):
+    table = one.uns["trm_expression"]["reliability"]
+    table["pcc_network"], table["pcc_linear"] = np.nan, table["pcc"]
+    one.obsm["trm_expression_network"] = one.obsm["trm_expression"]
+    assert titles(pl.marker_panel(one, "G5", img=False))[1].startswith(
+        "G5 (reliability of linear 0.10)\npredicted, PCC"
+    )
+    with settings.override(min_reliability=None):
+        assert titles(pl.marker_panel(one, "G5", img=False))[1].startswith("G5\npredicted, PCC")
+    with settings.override(min_reliability=0.95):
+        assert titles(pl.marker_panel(one, "G0", img=False))[1].startswith("G0 (reliability of linear 0.90)")
+    with settings.override(min_reliability="low"), pytest.raises(TypeError, match="settings.min_reliability='low'"):
+        pl.marker_panel(one, "G0", img=False)
+    # what is not known is not low
+    table.loc["G5", "pcc"] = np.nan
+    assert titles(pl.marker_panel(one, "G5", img=False))[1].startswith("G5\npredicted, PCC")
+    del one.uns["trm_expression"]["reliability"]
+    assert titles(pl.marker_panel(one, "G5", img=False))[1].startswith("G5\npredicted, PCC")
+
+
+def test_unreliable_genes_are_grey_on_the_curve(one):
+    ranked = pd.Series(pcc(one), index=one.var_names).sort_values(ascending=False)
+    with settings.override(min_reliability=0.3):
+        ax = pl.gene_scores(one, genes=["G0", "G4", "G5"])
+    low = sorted(ranked.index.get_indexer(["G4", "G5"]) + 1)
+    (dots,) = ax.collections
+    assert np.asarray(dots.get_offsets())[:, 0] == pytest.approx(np.array(low))
+    assert "reliability below 0.3, 2 genes" in [text.get_text() for text in ax.get_legend().get_texts()]
+    colors = {text.get_text(): text.get_color() for text in ax.texts}
+    assert colors["G4"] == colors["G5"] != colors["G0"]
+    with settings.override(min_reliability=None):
+        assert not pl.gene_scores(one).collections

@@ -1,4 +1,4 @@
-"""Splits and gene lists of published protocols, shipped as text."""
+"""Splits and gene lists of published protocols, and gene panels, shipped as text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from importlib.resources import files
 from typing import IO
 
 import pandas as pd
+
+from strecur._panels import read_panels
 
 
 def read_split(name: str) -> pd.DataFrame:
@@ -41,7 +43,7 @@ def read_split(name: str) -> pd.DataFrame:
 
 
 def read_genes(name: str) -> list[str]:
-    """Read the genes of a published protocol.
+    """Read the genes of a published protocol, or of a panel.
 
     Parameters
     ----------
@@ -49,11 +51,11 @@ def read_genes(name: str) -> list[str]:
         ``"her2st-300-training-v1"``: 300 genes of high mean and high variance, chosen on the 34 training sections of
         ``"her2st-b1-v1"``; ``"her2st-300-all-v1"``: the same on all 36 sections, as in the notebook of Stem, which
         includes the test section. Both were computed with :func:`strecur.pp.high_mean_high_variance_genes` by
-        ``benchmarks/her2st_genes.py``.
+        ``benchmarks/her2st_genes.py``. Or a panel of :func:`gene_panels`, such as ``"breast"``.
 
     Returns
     -------
-    Gene symbols in alphabetical order.
+    Gene symbols, in alphabetical order for protocols.
 
     Raises
     ------
@@ -66,14 +68,36 @@ def read_genes(name: str) -> list[str]:
     >>> st.datasets.read_genes("her2st-300-training-v1")[:3]
     ['A2M', 'ACTB', 'ACTG1']
     """
+    if (panel := read_panels().get(name)) is not None:
+        return list(panel.genes)
     with _open("genes", name, ".txt") as text:
         return [line for line in map(str.strip, text) if line and not line.startswith("#")]
+
+
+def gene_panels() -> pd.DataFrame:
+    """List the gene panels that :func:`strecur.tl.train_expression` accepts by name, with their sources.
+
+    Returns
+    -------
+    DataFrame indexed by the name of the panel, with ``n_genes``, ``description``, ``source`` and ``doi``.
+    :func:`read_genes` returns the genes of a panel, as human symbols.
+
+    Examples
+    --------
+    >>> import strecur as st
+    >>> panels = st.datasets.gene_panels()
+    >>> int(panels.loc["breast", "n_genes"]), panels.loc["breast", "doi"]
+    (50, '10.1200/JCO.2008.18.1370')
+    """
+    rows = [(p.name, len(p.genes), p.description, p.source, p.doi) for p in read_panels().values()]
+    return pd.DataFrame(rows, columns=["name", "n_genes", "description", "source", "doi"]).set_index("name")
 
 
 def _open(kind: str, name: str, suffix: str) -> IO[str]:
     folder = files("strecur.datasets") / "files" / kind
     names = sorted(entry.name.removesuffix(suffix) for entry in folder.iterdir() if entry.name.endswith(suffix))
     if name not in names:
+        names += read_panels() if kind == "genes" else []
         msg = f"{name!r} is not one of the {kind}; there are {names}"
         raise KeyError(msg)
     return (folder / f"{name}{suffix}").open(encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,7 +11,6 @@ import pandas as pd
 import torch
 
 from strecur import metrics
-from strecur._arguments import as_names
 from strecur.engine import Augmentation
 from strecur.models.base import own_fabric
 from strecur.models.blend import EQUAL, blend_values, choose_value_weight
@@ -22,7 +20,7 @@ from strecur.models.expression import ExpressionModel, LinearExpressionModel
 from strecur.models.features.spots import average, fit_image_features
 from strecur.models.fitting import Lesson, Task, count_epochs, warn_if_behind
 from strecur.models.gene_order import gene_groups
-from strecur.models.genes import choose_genes, only_counts
+from strecur.models.genes import choose_genes, count_genes, only_counts
 from strecur.models.linear import choose_penalty, fit_linear_expression
 from strecur.models.network import build_network
 from strecur.models.novelty import fit_on_training
@@ -95,8 +93,8 @@ class ExpressionTask(Task):
     """Learn expression from the representation ``obsm[use_rep]``."""
 
     use_rep: str
-    genes: int | Sequence[str]
-    extra_genes: Sequence[str]
+    genes: int | str | Sequence[str]
+    extra_genes: str | Sequence[str]
     library_key: str | None
     kind: ClassVar[str] = "expression"
     default_halting: ClassVar[str | None] = None
@@ -124,7 +122,7 @@ class ExpressionTask(Task):
         return split
 
     def n_outputs(self, split: Split) -> int:
-        return int(self.genes) if isinstance(self.genes, Integral) else len(as_names("genes", self.genes))
+        return count_genes(self.genes, self.extra_genes)
 
     def training_defaults(self, recipe: Recipe, split: Split) -> Mapping[str, Any]:
         hide = HIDE if recipe.architecture.has_two_states else 0.0

@@ -10,6 +10,7 @@ import pandas as pd
 from strecur._anndata import find_genes
 from strecur._arguments import as_names, meant
 from strecur._genes import clean_genes
+from strecur._panels import count_named, name_genes, read_panels
 from strecur.pp import high_mean_high_variance_genes
 
 if TYPE_CHECKING:
@@ -28,15 +29,22 @@ def only_counts(table: AnnData, rows: np.ndarray, layer: str | None) -> AnnData:
     return AnnData(**counts, obs=part.obs, var=part.var)
 
 
+def count_genes(genes: int | str | Sequence[str], extra_genes: str | Sequence[str]) -> int:
+    """Return the number of genes to predict, at most."""
+    named = [] if isinstance(genes, Integral) else as_names("genes", genes)
+    chosen = int(genes) if isinstance(genes, Integral) else 0
+    return chosen + count_named([*named, *as_names("extra_genes", extra_genes)])
+
+
 def choose_genes(
     training: AnnData,
-    genes: int | Sequence[str],
-    extra_genes: Sequence[str],
+    genes: int | str | Sequence[str],
+    extra_genes: str | Sequence[str],
     *,
     library_key: str | None,
     layer: str | None,
 ) -> list[str]:
-    """Return the genes to predict: as named, or chosen on the training sections."""
+    """Return the genes to predict: as named, members of panels, or chosen on the training sections."""
     if isinstance(genes, Integral):
         return high_mean_high_variance_genes(
             training, int(genes), library_key=library_key, extra_genes=extra_genes, layer=layer
@@ -45,10 +53,11 @@ def choose_genes(
     if not wanted:
         msg = "genes is empty; name at least one, or give a number"
         raise ValueError(msg)
+    wanted = name_genes("genes", wanted, training.var)
     require_distinct(wanted)
     _, missing = find_genes(training, wanted)
     if missing:
-        hint = meant(missing[0], training.var_names)
+        hint = meant(missing[0], [*read_panels(), *training.var_names])
         msg = f"genes {missing} are not in adata.var_names{hint} (such as {list(training.var_names[:5])})"
         raise KeyError(msg)
     return wanted

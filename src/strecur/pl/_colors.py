@@ -25,6 +25,7 @@ PALETTE = (
     *("#A5F0B4", "#695A78", "#964B4B", "#00F0FF", "#7878FF", "#FF4B69", "#4B8787", "#FFA578", "#E1A5A5", "#2D4B87"),
 )
 UNLABELLED = "#D9D9D9"
+MUTED = "#8C8C8C"  # what should not be relied on
 MARK = "#1A1A1A"  # rings around spots
 # two things compared in a chart
 BLUE, RED = PALETTE[0], PALETTE[5]

@@ -10,8 +10,9 @@ import pandas as pd
 from matplotlib import rcParams
 
 from strecur._anndata import find_genes, open_table, read_matrix, require, require_counts
-from strecur._arguments import as_names, check_whole
-from strecur.pl._colors import BLUE, RED
+from strecur._arguments import as_names, check_number, check_whole
+from strecur._settings import settings
+from strecur.pl._colors import BLUE, MUTED, RED
 from strecur.pl._figure import finish, make_panel, open_frame
 from strecur.pl._results import choose_sections, made_by
 
@@ -50,6 +51,34 @@ class ExpressionPair:
         names = ", ".join(self.predicted.columns[:10])
         n_genes = self.predicted.shape[1]
         return names if n_genes <= 10 else f"{names} … ({n_genes} in all)"
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Correlation of each gene that was estimated in training, and what to call it.
+
+    Where no section was held out from the network, it is that of the linear baseline, and the name says so.
+    """
+
+    name: str
+    pcc: pd.Series
+
+    @classmethod
+    def read(cls, table: AnnData, key: str) -> Reliability:
+        """Read the reliability of the answer ``key``; empty if it is not known."""
+        found = table.uns[key].get("reliability")
+        if found is None:
+            return cls("", pd.Series(dtype=float))
+        linear_alone = "pcc_network" in found and bool(found["pcc_network"].isna().all())
+        has_network = f"{key}_network" in table.obsm
+        return cls("reliability of linear" if linear_alone and has_network else "reliability", found["pcc"])
+
+    def is_low(self, genes: Sequence[str]) -> np.ndarray:
+        """Return which genes are below ``settings.min_reliability``; a gene of unknown reliability is not."""
+        if settings.min_reliability is None:
+            return np.zeros(len(genes), dtype=bool)
+        limit = check_number("settings.min_reliability", settings.min_reliability)
+        return (self.pcc.reindex(genes) < limit).to_numpy()
 
 
 def read_expression(table: AnnData, key: str, *, layer: str | None, also: Sequence[str] = ()) -> ExpressionPair:
@@ -122,7 +151,8 @@ def gene_scores(
 ) -> Axes | None:
     """Plot the Pearson correlation of predicted and measured expression of every gene, best genes first.
 
-    The dotted line is the median over genes. If there are predictions of the linear baseline in
+    The dotted line is the median over genes. Genes whose reliability in training is below
+    ``settings.min_reliability`` have grey dots, and grey names. If there are predictions of the linear baseline in
     ``obsm[f"{key}_linear"]``, a second curve shows their correlation, with genes in its own order. Genes without a
     correlation, because they are constant or were not measured, are left out; their number is written below the axis.
 
@@ -196,9 +226,10 @@ def gene_scores(
     panel.set_title(chosen.titles[chosen.names[0]] if len(rows) == 1 else "", fontsize="medium")
     panel.set(xlim=(0, len(ranked) + 1), ylim=(None, 1))
     open_frame(panel)
+    low = _draw_unreliable(panel, ranked, Reliability.read(table, key))
     panel.legend(loc="lower left", frameon=False)
     named = ranked.index[:n_label] if genes is None else ranked.index[ranked.index.isin(genes)]
-    _name_genes(panel, ranked, named)
+    _name_genes(panel, ranked, named, low)
     return finish(panel, show=show)
 
 
@@ -247,10 +278,20 @@ def _gene_axis_label(expression: ExpressionPair, ranked: pd.Series, named: Seque
     return "genes, best first" + (f"\nnot shown: {left_out}{among}" if left_out else "")
 
 
-def _name_genes(ax: Axes, ranked: pd.Series, names: pd.Index) -> None:
+def _draw_unreliable(ax: Axes, ranked: pd.Series, reliability: Reliability) -> pd.Index:
+    """Draw a grey dot on the curve for every gene of low reliability; return these genes."""
+    is_low = reliability.is_low(ranked.index)
+    if is_low.any():
+        label = f"{reliability.name} below {settings.min_reliability:g}, {is_low.sum()} genes"
+        ax.scatter(np.flatnonzero(is_low) + 1, ranked[is_low], s=16, color=MUTED, zorder=3, label=label)
+    return ranked.index[is_low]
+
+
+def _name_genes(ax: Axes, ranked: pd.Series, names: pd.Index, low: pd.Index) -> None:
     """Write names in a column right of the axes, each with a line to its gene on the curve."""
     position = ranked.index.get_indexer(names)
-    ax.plot(position + 1, ranked.iloc[position], "o", color=BLUE, markersize=4)
+    is_known = ~names.isin(low)
+    ax.plot(position[is_known] + 1, ranked.iloc[position[is_known]], "o", color=BLUE, markersize=4)
     height = ax.get_window_extent().height / ax.figure.dpi * 72  # points
     size = min(0.9 * rcParams["font.size"], height / max(len(names), 1) / LINE_SPACING)
     bottom, top = ax.get_ylim()
@@ -263,6 +304,7 @@ def _name_genes(ax: Axes, ranked: pd.Series, names: pd.Index) -> None:
             textcoords=ax.get_yaxis_transform(),
             va="center",
             fontsize=size,
+            color=MUTED if ranked.index[rank] in low else rcParams["text.color"],
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "relpos": (0, 0.5), "shrinkB": 3},
         )
 

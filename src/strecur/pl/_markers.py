@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from matplotlib import colormaps
-from matplotlib.colors import Normalize
+from matplotlib import colormaps, rcParams
+from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.ticker import MaxNLocator
 
 from strecur._anndata import open_table
 from strecur._arguments import as_names, check_whole
-from strecur.pl._expression import read_expression
+from strecur.pl._colors import MUTED
+from strecur.pl._expression import Reliability, read_expression
 from strecur.pl._figure import add_color_bar, check_axes, finish, make_panels, one_or_all
 from strecur.pl._maps import MapFigure
 from strecur.pl._scale import add_scale_bar
@@ -23,6 +23,7 @@ from strecur.pl._spots import draw_spots, draw_tissue
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
@@ -35,16 +36,33 @@ SLIDE = 16 / 9  # width ÷ height
 TITLE = 0.25  # height of a panel's title ÷ its width
 COLOR_BAR, ROW_NAME = 0.6, 0.4  # inches
 KINDS = ("measured", "predicted")
+MUTING = 0.7  # share of grey in the colours of genes of low reliability
 PERCENTILES = (1, 99)  # ends of the colour scale, robust to extreme spots
 
 
 @dataclass(frozen=True)
 class Marker:
-    """One gene in one section: its values by kind of map, and its score."""
+    """One gene in one section.
+
+    Attributes
+    ----------
+    gene
+        Its name.
+    maps
+        Values by kind of map.
+    caption
+        Its score, as the end of the title of the predicted map.
+    note
+        Its reliability, behind its name, if that is low and not the score already.
+    is_low
+        Whether it is too unreliable for the predicted map to be shown like others.
+    """
 
     gene: str
     maps: dict[str, np.ndarray]
     caption: str
+    note: str
+    is_low: bool
 
 
 def marker_panel(
@@ -67,8 +85,9 @@ def marker_panel(
     Both maps of a gene share a colour scale, from the 1st to the 99th percentile of their values. Measured values are
     on the scale of the prediction. The title of the predicted map has the Pearson correlation with the measured one
     or, without measurements (a section with H&E only), the reliability of the gene as estimated in training. If it was
-    estimated for the linear baseline alone, the title says so. A gene that is only measured or only predicted has one
-    map. See Fig. 13 of the spatial TRM :cite:p:`spatialtrm`.
+    estimated for the linear baseline alone, the title says so. Predicted maps of genes whose reliability is below
+    ``settings.min_reliability`` are pale and have grey titles that state it. A gene that is only measured or only
+    predicted has one map. See Fig. 13 of the spatial TRM :cite:p:`spatialtrm`.
 
     Parameters
     ----------
@@ -135,7 +154,7 @@ def marker_panel(
     expression = read_expression(table, key, layer=layer, also=wanted)
     place: dict[str, Any] = {"library_key": library_key, "library_id": library_id, "spatial_key": spatial_key}
     section = _only_section(MapFigure.read(table, key, **place, img=img, beside=True))
-    markers = _read_markers(expression, wanted, section.rows, _expected(table, key))
+    markers = _read_markers(expression, wanted, section.rows, Reliability.read(table, key))
     kinds = [kind for kind in KINDS if any(kind in marker.maps for marker in markers.values())]
     sizes = [len(group) for group in groups.values()]
     has_image = section.tissue is not None
@@ -186,7 +205,7 @@ def _only_section(maps: MapFigure) -> SectionMap:
 
 
 def _read_markers(
-    expression: ExpressionPair, genes: list[str], rows: np.ndarray, expected: tuple[str, pd.Series]
+    expression: ExpressionPair, genes: list[str], rows: np.ndarray, reliability: Reliability
 ) -> dict[str, Marker]:
     """Return values and scores of every gene in one section."""
     unknown = [gene for gene in genes if gene not in expression.measured and gene not in expression.predicted]
@@ -198,33 +217,23 @@ def _read_markers(
         raise KeyError(msg)
     scores = expression.scores(rows)
     markers = {}
-    for gene in genes:
+    for gene, is_low in zip(genes, reliability.is_low(genes), strict=True):
         both = {"measured": expression.measured, "predicted": expression.predicted}
         maps = {kind: values[gene].to_numpy(dtype=float)[rows] for kind, values in both.items() if gene in values}
-        markers[gene] = Marker(gene, maps, _score_of_gene(gene, scores, expected))
+        note = f" ({_describe(reliability.name, reliability.pcc[gene])})" if is_low and gene in scores else ""
+        markers[gene] = Marker(gene, maps, _score_of_gene(gene, scores, reliability), note, bool(is_low))
     return markers
 
 
-def _expected(table: AnnData, key: str) -> tuple[str, pd.Series]:
-    """Return the correlation of each gene that was estimated in training, and what to call it.
-
-    Where no section was held out from the network, it is that of the linear baseline.
-    """
-    reliability = table.uns[key].get("reliability")
-    if reliability is None:
-        return "", pd.Series(dtype=float)
-    linear_alone = "pcc_network" in reliability and bool(reliability["pcc_network"].isna().all())
-    has_network = f"{key}_network" in table.obsm
-    return "reliability of linear" if linear_alone and has_network else "reliability", reliability["pcc"]
-
-
-def _score_of_gene(gene: str, scores: pd.Series, expected: tuple[str, pd.Series]) -> str:
+def _score_of_gene(gene: str, scores: pd.Series, reliability: Reliability) -> str:
     """Return the correlation of a gene in this section, else its reliability in training, as the end of a title."""
-    caption, in_training = expected
-    name, score = ("PCC", scores[gene]) if gene in scores else (caption, in_training.get(gene))
-    if score is None:
-        return ""
-    return f", {name} undefined" if np.isnan(score) else f", {name} {score:.2f}"
+    if gene in scores:
+        return f", {_describe('PCC', scores[gene])}"
+    return f", {_describe(reliability.name, reliability.pcc[gene])}" if gene in reliability.pcc else ""
+
+
+def _describe(name: str, score: float) -> str:
+    return f"{name} undefined" if np.isnan(score) else f"{name} {score:.2f}"
 
 
 def _genes_per_row(sizes: list[int], n_kinds: int, height: float, *, has_image: bool) -> int:
@@ -259,9 +268,16 @@ def _draw_markers(axes: Sequence[Axes], markers: Sequence[Marker], section: Sect
         norm = _robust_scale(np.concatenate([*marker.maps.values()]))
         for kind, values in marker.maps.items():
             panel = next(panels)
-            mappable = draw_spots(panel, section, values, cmap=colormaps["viridis"], norm=norm)
-            caption = kind + (marker.caption if kind == "predicted" else "")
-            panel.set_title(f"{marker.gene}\n{caption}", fontsize="medium")
+            if kind == "measured":
+                drawn = draw_spots(panel, section, values, cmap=colormaps["viridis"], norm=norm)
+                panel.set_title(f"{marker.gene}\n{kind}", fontsize="medium")
+                mappable = drawn
+                continue
+            cmap, color = (_muted_colors(), MUTED) if marker.is_low else (colormaps["viridis"], rcParams["text.color"])
+            drawn = draw_spots(panel, section, values, cmap=cmap, norm=norm)
+            panel.set_title(f"{marker.gene}{marker.note}\n{kind}{marker.caption}", fontsize="medium", color=color)
+            # the bar is that of the measured map, if there is one
+            mappable = mappable if "measured" in marker.maps else drawn
         bar = add_color_bar(panel, mappable, unit if marker is markers[-1] else "")
         bar.yaxis.set_major_locator(MaxNLocator(4))
 
@@ -275,3 +291,9 @@ def _robust_scale(values: np.ndarray) -> Normalize:
     if low == high:
         low, high = known.min(), known.max()
     return Normalize(low, high if high > low else low + 1)
+
+
+def _muted_colors() -> ListedColormap:
+    """Return pale viridis, for predictions that should not be relied on."""
+    grey = np.array(to_rgb(MUTED))
+    return ListedColormap(MUTING * (grey + 1) / 2 + (1 - MUTING) * colormaps["viridis"](np.linspace(0, 1, 256))[:, :3])

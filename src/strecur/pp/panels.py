@@ -9,8 +9,9 @@ import numpy as np
 from scipy import sparse
 
 from strecur import _anndata
-from strecur._arguments import as_names, check_whole, meant
+from strecur._arguments import check_whole, meant
 from strecur._genes import are_all_ids, is_mitochondrial_or_ribosomal
+from strecur._panels import name_genes, read_panels
 from strecur._threads import threads_kept
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def high_mean_high_variance_genes(
     *,
     library_key: str | None = None,
     cutoff: int | None = None,
-    extra_genes: Sequence[str] = (),
+    extra_genes: str | Sequence[str] = (),
     layer: str | None = None,
     gene_symbols: str | None = None,
     n_top_genes: int = 2000,
@@ -56,7 +57,8 @@ def high_mean_high_variance_genes(
     cutoff
         Length of the two lists. If given, the size of the panel follows from it and ``n_genes`` is not used.
     extra_genes
-        Genes to add to the panel in any case, such as markers.
+        Genes to add to the panel in any case, such as markers, or panels by name, such as ``"breast"``
+        (:func:`strecur.datasets.gene_panels`).
     layer
         Layer of raw counts. If ``None`` (default), ``X``.
     gene_symbols
@@ -74,7 +76,7 @@ def high_mean_high_variance_genes(
     Raises
     ------
     KeyError
-        If a key or an extra gene is missing.
+        If a key, an extra gene or every gene of a panel is missing.
     ValueError
         If the data are not counts, or fewer than ``n_genes`` genes qualify.
 
@@ -95,10 +97,10 @@ def high_mean_high_variance_genes(
     if not table.var_names.is_unique:
         msg = "adata.var_names are not unique; run adata.var_names_make_unique() first"
         raise ValueError(msg)
-    extra_genes = as_names("extra_genes", extra_genes)
+    extra_genes = name_genes("extra_genes", extra_genes, table.var, by_index=True)
     unknown = sorted(set(extra_genes) - set(table.var_names))
     if unknown:
-        hint = meant(unknown[0], table.var_names)
+        hint = meant(unknown[0], [*read_panels(), *table.var_names])
         msg = f"extra_genes {unknown} are not in adata.var_names{hint} (such as {list(table.var_names[:5])})"
         raise KeyError(msg)
     sections = _anndata.read_sections(table, _anndata.find_library_key(table, library_key))

@@ -51,8 +51,8 @@ def train_expression(
     *,
     library_key: str | None = None,
     use_rep: str = "X_patch",
-    genes: int | Sequence[str] = 300,
-    extra_genes: Sequence[str] = (),
+    genes: int | str | Sequence[str] = 300,
+    extra_genes: str | Sequence[str] = (),
     architecture: Literal["trm", "universal", "feedforward", "genar", "hist", "linear"] | Architecture | Preset = "trm",
     backbone: Literal["windowed", "dense", "hierarchical", "hist"] | BackboneConfig = "windowed",
     halting: Literal["auto", "pcc", "rvd", "mse", "gene_pcc", "random_k"] | None = "auto",
@@ -80,9 +80,11 @@ def train_expression(
         (``views=8``), sections are rotated and flipped with their patches, in training and in prediction.
     genes
         Genes to predict: names, or how many to choose by
-        :func:`~strecur.pp.high_mean_high_variance_genes` on the training sections.
+        :func:`~strecur.pp.high_mean_high_variance_genes` on the training sections. Names are genes, or panels such as
+        ``"breast"`` (:func:`strecur.datasets.gene_panels`). Genes of a panel that the data lack are left out and
+        logged.
     extra_genes
-        Names that are added to those chosen.
+        Genes or panels that are added to those chosen, such as ``genes=300, extra_genes="breast"``.
     architecture
         How the backbone is iterated: a tiny recursive model, a universal transformer, or once; ``"genar"`` generates
         raw counts, gene group by gene group from coarse to fine, from the features of a spot
@@ -114,7 +116,7 @@ def train_expression(
     Raises
     ------
     KeyError
-        If a key or a gene does not exist; the message lists those that do.
+        If a key, a gene or every gene of a panel does not exist; the message lists those that do.
     OSError
         If the folder of the checkpoint cannot be written.
     ValueError
