@@ -130,7 +130,7 @@ def pretended_device() -> Iterator[torch.device]:
     """Provide the device."""
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)
-    Generator, tensor = torch.Generator, torch.tensor  # noqa: N806
+    Generator, tensor = torch.Generator, torch.tensor
 
     def make_generator(device: object = "cpu") -> torch.Generator:
         return DeviceGenerator() if is_on_device(device) else Generator()

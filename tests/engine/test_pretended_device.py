@@ -11,7 +11,7 @@ from pretend_device import OnDevice, pretended_device
 
 from strecur.engine import Answer, Augmentation, Checkpoint, Section, fit, make_fabric, predict
 from strecur.engine.prediction import Batches
-from strecur.nn import TRMConfig, DomainHead, Lattice, SpotNetwork, WindowedConfig
+from strecur.nn import DomainHead, Lattice, SpotNetwork, TRMConfig, WindowedConfig
 from strecur.options import Inference, Training
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ What depends on data, and so waits for a device, is outside of the recursion but
 index tables of a lattice       ``Lattice.windows``, ``coarser``, ``Windows.blocks``: once per batch, kept
 crops, tiles, deformations      ``engine.augmentation``, ``engine.tiles``: on the CPU, before a batch is moved
 starts and noise                ``Streams.normal``: drawn on the CPU from the stream of a section, then moved
-held-out spots, halt steps      ``hold_out``, ``draw_halt_steps``, ``CountNetwork.mean_loss``: drawn on the CPU, then moved
+held-out spots, halt steps      ``hold_out``, ``draw_halt_steps``, ``CountNetwork.mean_loss``: likewise
 targets of halting              ``balanced_cross_entropy``, ``gene_correlations``, ``variance_distance``,
                                 ``HaltingRecipe.loss``: choose spots by a mask
 losses and halting in training  ``require_finite``, ``Slot.is_over``: read one number per optimizer step
@@ -195,7 +195,7 @@ def test_a_generator_of_the_cpu_is_found(monkeypatch):
     ],
 )
 def test_a_forgotten_buffer_is_found(owner, backbone, head, monkeypatch):
-    def forget(self: nn.Module, name: str, tensor: Tensor, persistent: bool = True) -> None:  # noqa: FBT001, FBT002
+    def forget(self: nn.Module, name: str, tensor: Tensor, persistent: bool = True) -> None:
         object.__setattr__(self, name, tensor)
 
     monkeypatch.setattr(owner, "register_buffer", forget)
