@@ -105,3 +105,12 @@ def test_a_batch_left_on_the_cpu_is_found(monkeypatch):
     monkeypatch.setattr(Batches, "__init__", lambda self, _device: original(self, torch.device("cpu")))
     with pretended_device() as device, pytest.raises(RuntimeError, match="same device"):
         run(make_network(), Inference(depth=1, symmetric=False), fabric_on(device))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-3), ("bf16-mixed", 3e-2)])
+def test_a_gpu_gives_the_weights_of_the_cpu(precision, tolerance):
+    expected = train(fabric_on()).state_dict()
+    for name, value in train(make_fabric("cuda", 1, precision)).state_dict().items():
+        torch.testing.assert_close(value.cpu(), expected[name], atol=tolerance, rtol=tolerance, msg=name)
