@@ -177,8 +177,9 @@ class Job:
             self.add(self.outputs, outputs, self.step if self.keep_steps else 1)
         if self.keep_latents:
             n_spots = len(self.section.lattice.row_N)
-            kept = torch.linspace(0, n_spots - 1, min(self.keep_latents, n_spots)).long()
-            self.add(self.latents, [part.latent()[kept] for part in self.parts], self.step)
+            latents = [part.latent() for part in self.parts]
+            kept = torch.linspace(0, n_spots - 1, min(self.keep_latents, n_spots)).long().to(latents[0].device)
+            self.add(self.latents, [latent[kept] for latent in latents], self.step)
         if is_last:
             self.add(self.last_latent, [part.latent() for part in self.parts], 1)
             if self.rounds:
