@@ -153,7 +153,7 @@ PUBLIC_NAMES = {
 nitpicky = True
 # names of type hints that are not resolved
 nitpick_ignore = [
-    *(("py:class", name) for name in ("Architecture", "LinearDomains", "Selection", "SpotFeatures")),
+    *(("py:class", name) for name in ("Architecture", "LinearDomains", "Selection", "SpotFeatures", "SpotNovelty")),
     *(("py:class", name) for name in ("np.ndarray", "pd.DataFrame")),
     ("py:data", "Ellipsis"),
 ]
@@ -161,7 +161,7 @@ nitpick_ignore = [
 nitpick_ignore_regex = [(r"py:.*", rf"{name}\..*") for name in INVENTORIES if not reached[name]]
 # parts of models and networks, which are attributes of public classes
 nitpick_ignore_regex += [
-    (r"py:class", r"strecur\.models\.(calibration|counts|features|linear|targets)\..*"),
+    (r"py:class", r"strecur\.models\.(calibration|counts|features|linear|novelty|targets)\..*"),
     (r"py:class", r"strecur\.nn\.\w+\.(\w+Backbone|Feedforward|Head|LinearStart|Recursion|TRM|Universal|Windows)"),
 ]
 if not reached["python"]:

@@ -137,8 +137,8 @@ def draw_unseen(model: DomainModel) -> None:
         f"{left_out[is_unseen].mean():.0%} of them and {left_out[right & ~is_unseen].mean():.0%} of the others get none"
     )
     titles = (
-        f"{UNSEEN_NEW}: annotation",
-        f"answer of a model without {UNSEEN}",
+        "annotation",
+        f"answer, no {UNSEEN} in training",
         "confidence",
         "stranger training spots",
         "answer with novelty=0.95",
