@@ -145,3 +145,13 @@ def test_importing_leaves_the_backend_alone():
     code = "import matplotlib; matplotlib.use('svg'); import strecur.demo; print(matplotlib.get_backend())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "svg"
+
+
+def test_the_sample_holds_all_compartments_of_two_mice():
+    adata = st.datasets.spleen_sample()
+    table = adata.obs.groupby("section", observed=True)["domain"].value_counts().unstack()
+    assert list(table.index) == ["BALBc-1 A", "BALBc-1 B", "BALBc-2"]
+    assert list(table.columns) == ["B-zone", "PALS", "marginal zone", "red pulp"]
+    assert (table > 100).all(axis=None)
+    assert adata.obs_names.is_unique
+    assert "MIT" in adata.uns["source"]
