@@ -28,15 +28,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/coverage.csv"))
     options = parser.parse_args()
-    adata, use_rep = read_sections(options.data)
+    adata, kind = read_sections(options.data)
     section, rows = adata.obs["section"].astype(str), []
     for test in section.unique():
         held_out = adata[(section == test).to_numpy()].copy()
         model = st.tl.train_domains(
             adata[(section != test).to_numpy()].copy(),
             "domain",
-            use_rep=use_rep,
-            features={"size_factor_key": options.size_factor_key},
+            features={"kind": kind, "size_factor_key": options.size_factor_key},
             training={"leave_one_out": True, "max_epochs": options.epochs},
             rng=options.seed,
         )

@@ -37,21 +37,20 @@ from depth import read_sections
 MIN_SPOTS = 20
 
 
-def train(adata: ad.AnnData, use_rep: str | None, options: argparse.Namespace) -> st.models.DomainModel:
+def train(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> st.models.DomainModel:
     """Train with the defaults, or for one pass if no network is wanted."""
     network = getattr(options, "network", False)
     return st.tl.train_domains(
         adata,
         "domain",
-        use_rep=use_rep,
         architecture="trm" if network else "feedforward",
-        features={"size_factor_key": options.size_factor_key},
+        features={"kind": kind, "size_factor_key": options.size_factor_key},
         training={} if network else {"max_epochs": 1, "validation": None},
         rng=options.seed,
     )
 
 
-def unseen(adata: ad.AnnData, use_rep: str | None, options: argparse.Namespace) -> pd.DataFrame:
+def unseen(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.DataFrame:
     """Score the novelty of the spots of domains that were left out of the training."""
     domain, section = adata.obs["domain"].astype(object), adata.obs["section"].astype(str)
     rows = []
@@ -61,7 +60,7 @@ def unseen(adata: ad.AnnData, use_rep: str | None, options: argparse.Namespace) 
             is_left_out = (held_out.obs["domain"] == left_out).to_numpy()
             if left_out != "none" and is_left_out.sum() < MIN_SPOTS:
                 continue
-            model = train(adata[((section != test) & (domain != left_out)).to_numpy()].copy(), use_rep, options)
+            model = train(adata[((section != test) & (domain != left_out)).to_numpy()].copy(), kind, options)
             st.tl.trm_domains(held_out, model)
             novelty = held_out.obs["trm_domains_novelty"].to_numpy()
             known = held_out.obs["domain"].notna().to_numpy() & ~is_left_out
@@ -94,12 +93,12 @@ def cuts(adata: ad.AnnData) -> Iterator[tuple[str, str, np.ndarray]]:
             yield f"{size} domain{'s' * (size > 1)}", " ".join(chosen), domain.isin(chosen).to_numpy()
 
 
-def parts(adata: ad.AnnData, use_rep: str | None, options: argparse.Namespace) -> pd.DataFrame:
+def parts(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.DataFrame:
     """Compare the accuracy in parts of a section with that of the same spots in the whole section."""
     section, rows = adata.obs["section"].astype(str), []
     for test in section.unique():
         held_out = adata[(section == test).to_numpy()].copy()
-        model = train(adata[(section != test).to_numpy()].copy(), use_rep, options)
+        model = train(adata[(section != test).to_numpy()].copy(), kind, options)
         models = {"own moments": replace(model, features=replace(model.features, domains=None)), "default": model}
         keys = {"linear": "trm_domains_linear"}
         if options.network:
@@ -137,13 +136,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    adata, use_rep = read_sections(options.data)
+    adata, kind = read_sections(options.data)
     if options.what == "unseen":
-        table = unseen(adata, use_rep, options)
+        table = unseen(adata, kind, options)
         print(table.drop(columns="test").groupby("left out").mean().round(3).to_string())
         print("mean over domains:", table.groupby("left out")["auroc"].mean().mean().round(3))
     else:
-        table = parts(adata, use_rep, options)
+        table = parts(adata, kind, options)
         means = table.pivot_table(
             index=["method", "treatment"], columns="kind", values=["accuracy", "difference"], sort=False
         )

@@ -362,7 +362,6 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
     "pl.benchmark": (cross_validated, {}),
     "datasets.read_split": (None, {"name": "dlpfc-donors-v1"}),
     "datasets.read_genes": (None, {"name": "her2st-300-training-v1"}),
-    "datasets.gene_panels": (None, {}),
     "datasets.synthetic_sections": (None, {"n_sections": 2, "n_rows": 12, "n_cols": 12, "n_genes": 20, "n_domains": 2}),
 }
 
