@@ -104,7 +104,7 @@ def parts(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.DataF
         if options.network:
             keys |= {"network": "trm_domains_network", "answer": "trm_domains"}
         whole: dict[str, np.ndarray] = {}
-        for kind, cut, inside in cuts(held_out):
+        for shape, cut, inside in cuts(held_out):
             if inside.sum() < MIN_SPOTS:
                 continue
             part = held_out[inside].copy()
@@ -114,9 +114,9 @@ def parts(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.DataF
                 st.tl.trm_domains(part, candidate)
                 for method, key in keys.items():
                     right = (part.obs[key].astype(object) == truth).to_numpy()
-                    if kind == "whole" and treatment == "own moments":
+                    if shape == "whole" and treatment == "own moments":
                         whole[method] = right
-                    row = {"test": test, "kind": kind, "cut": cut, "treatment": treatment, "method": method}
+                    row = {"test": test, "kind": shape, "cut": cut, "treatment": treatment, "method": method}
                     row |= {"accuracy": right[known].mean(), "in the whole": whole[method][inside][known].mean()}
                     rows.append(row)
         own = pd.DataFrame([row for row in rows if row["test"] == test])

@@ -1,6 +1,6 @@
 """Coverage of label sets on sections held out, calibrated on training sections that were left out in turn.
 
-    python benchmarks/coverage.py --data ../shared/data/dlpfc --size-factor-key sum_umi --epochs 25
+    python benchmarks/set_coverage.py --data ../shared/data/dlpfc --size-factor-key sum_umi --epochs 25
 
 Every section is held out once; the others train the model with ``leave_one_out``. Rows are the share of its spots whose
 set for 90 % holds the annotated domain and the mean size of the sets, beside what the training sections promised.
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--size-factor-key")
     parser.add_argument("--epochs", type=int, help="passes over the training sections; by default those of the package")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/coverage.csv"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/set_coverage.csv"))
     options = parser.parse_args()
     adata, kind = read_sections(options.data)
     section, rows = adata.obs["section"].astype(str), []
