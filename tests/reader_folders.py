@@ -20,7 +20,7 @@ GENES = [f"g{i}" for i in range(12)]
 PIXEL_UM = 0.2125
 """Width of a pixel of a Xenium image."""
 HE_TO_FOCUS = np.array([[0.0, -2.0, 720.0], [2.0, 0.0, 16.0], [0.0, 0.0, 1.0]])
-"""Alignment of the H&E image of the Xenium folder to its morphology image: a quarter turn, and pixels twice as large."""
+"""Alignment of the H&E image of the Xenium folder to its morphology image: a quarter turn, pixels twice as large."""
 FIELD = (200, 160)
 """Width and height of a field of view of the CosMx folder."""
 FIELD_ORIGINS = {1: (5000.0, 9000.0), 2: (5200.0, 9000.0)}
@@ -240,7 +240,7 @@ def merscope(folder: Path, region: str = "region_0") -> Path:
     import tifffile
     from geopandas import GeoDataFrame
 
-    out, cells = folder / "202305011200_run" / region, outlines(60, 12.0) + (200.0, 300.0)
+    out, cells = folder / "202305011200_run" / region, outlines(60, 12.0) + np.array([200.0, 300.0])
     (out / "images").mkdir(parents=True)
     names = [str(1108834247646119 * 10**20 + 7 * i) for i in range(60)]  # too large for 64 bits, as real ones
     centre = np.array([Polygon(outline).centroid.coords[0] for outline in cells])

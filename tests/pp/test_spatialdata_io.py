@@ -138,7 +138,7 @@ def test_merscope(tmp_path, caplog):
         st.pp.to_grid(sdata)
     assert "fov" not in caplog.text  # fields of view are stitched
     assert sdata["table"].uns["grid"]["layout"] == "irregular"
-    place = centres(folders.outlines(60, 12.0) + (200.0, 300.0)) * 2 + folders.MOSAIC[:2, 2]
+    place = centres(folders.outlines(60, 12.0) + np.array([200.0, 300.0])) * 2 + folders.MOSAIC[:2, 2]
     wanted = colours(place, 340, 320)
     for axis, plane in enumerate((2, 3)):
         found = embed(sdata, f"202305011200_run_region_0_z{plane}", 6, key_added=f"plane_{plane}")
