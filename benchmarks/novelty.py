@@ -73,7 +73,7 @@ def unseen(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.Data
                 row[f"false at {level}"] = (novelty[known] > level).mean()
                 row[f"found at {level}"] = (novelty[is_left_out] > level).mean() if is_left_out.any() else np.nan
             rows.append(row)
-            print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+            print({k: round(float(v), 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     return pd.DataFrame(rows)
 
 
