@@ -54,7 +54,7 @@ def unseen(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.Data
     """Score the novelty of the spots of domains that were left out of the training."""
     domain, section = adata.obs["domain"].astype(object), adata.obs["section"].astype(str)
     rows = []
-    for test in section.unique():
+    for test in options.test or section.unique():
         held_out = adata[(section == test).to_numpy()].copy()
         for left_out in ["none", *sorted(domain.dropna().unique())]:
             is_left_out = (held_out.obs["domain"] == left_out).to_numpy()
@@ -96,7 +96,7 @@ def cuts(adata: ad.AnnData) -> Iterator[tuple[str, str, np.ndarray]]:
 def parts(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.DataFrame:
     """Compare the accuracy in parts of a section with that of the same spots in the whole section."""
     section, rows = adata.obs["section"].astype(str), []
-    for test in section.unique():
+    for test in options.test or section.unique():
         held_out = adata[(section == test).to_numpy()].copy()
         model = train(adata[(section != test).to_numpy()].copy(), kind, options)
         models = {"own moments": replace(model, features=replace(model.features, domains=None)), "default": model}
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("what", choices=["unseen", "parts"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--size-factor-key")
+    parser.add_argument("--test", nargs="+", help="sections to hold out; by default each in turn")
     parser.add_argument("--network", action="store_true", help="train the network too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))

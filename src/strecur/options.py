@@ -223,11 +223,12 @@ class Training:
         linear baseline are averaged. If ``None`` (default), 7 where a majority vote of as many neighbours keeps 99 % of
         the annotation, otherwise 1.
     leave_one_out
-        With at least two training sections and no validation section: also train one model without each of them, and
-        measure its answer there. For domains, all of these answers calibrate probabilities and label sets
-        (``model.coverage``); for expression, they rate the genes (``model.reliability``). Training takes as many times
-        longer as there are sections, plus one. With ``False`` (default), label sets need
-        :func:`strecur.tl.calibrate`, and genes are rated by the linear baseline alone.
+        Also train one model without each of the training sections, at least two, and measure its answer there. For
+        domains, all of these answers calibrate probabilities and label sets (``model.coverage``); for expression, they
+        rate the genes (``model.reliability``). Training takes as many times longer as there are sections, plus one. No
+        section may be held out for validation; with four or more pass ``validation="blocks"`` or ``None``. With
+        ``False`` (default), label sets need :func:`strecur.tl.calibrate`, and genes are rated by the linear baseline
+        alone.
     checkpoint
         Folder in which the state of the training is stored after epochs, so that the same call resumes after an
         interruption and gives the same model. With several processes it needs ``slots=1`` and no ``early_exit``. If

@@ -151,6 +151,8 @@ def test_training_sections_left_out_in_turn_calibrate_the_model(sections, new, t
     model.save(tmp_path / "model")
     pd.testing.assert_frame_equal(st.load_model(tmp_path / "model").coverage, table, check_dtype=False)
     assert plain.coverage.empty
+    with pytest.raises(ValueError, match=r"\['S2'\] are held out for validation; leave it out, or pass"):
+        train(part, leave_one_out=True, validation="S2", max_epochs=1)
     alone = part[part.obs["section"] == "S1"].copy()
     with pytest.raises(ValueError, match="leave_one_out needs at least 2 training sections"):
         train(alone, leave_one_out=True, validation=None, max_epochs=1)

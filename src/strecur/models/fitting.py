@@ -46,8 +46,8 @@ MIN_LEFT_OUT = 2
 SHORT = 0.5
 """Share of the usual epochs below which a training counts as short."""
 
-N_RECORDED = 4
-"""Entries of the record of an epoch before its validation: epoch, seconds, train_loss and learning_rate."""
+OF_TRAINING = {"epoch", "seconds", "train_loss", "learning_rate"}
+"""Entries of the record of an epoch that are no scores of its validation."""
 
 MIN_EPOCHS = 10
 """Passes over the sections at least, however many optimizer steps that takes."""
@@ -238,6 +238,12 @@ def fit_model(task: Task, data: SectionData, request: Request, *, rng: int) -> A
         tile=training.tile,
         max_spots=getattr(training.augmentation, "max_spots", 0),
     )
+    if training.leave_one_out and split.held_out:
+        msg = (
+            f"leave_one_out measures the answer on the training sections, and {split.held_out} are held out for "
+            "validation; leave it out, or pass validation=None or 'blocks'"
+        )
+        raise ValueError(msg)
     if training.leave_one_out and len(split.training) < MIN_LEFT_OUT:
         msg = f"leave_one_out needs at least {MIN_LEFT_OUT} training sections; there is {split.training}"
         raise ValueError(msg)
@@ -267,7 +273,7 @@ def fit_model(task: Task, data: SectionData, request: Request, *, rng: int) -> A
     network.cpu()
     warn_if_short(history, recipe)
     model = task.model(lesson, split, Trained(network, recipe, pd.DataFrame(history), sections, judges, fabric))
-    if training.leave_one_out and not split.held_out:
+    if training.leave_one_out:
         task.rate(model, leave_one_out(task.like(model), data, request, split, rng))
     return model
 
@@ -286,7 +292,8 @@ def leave_one_out(
 def warn_if_short(history: Sequence[Mapping[str, float]], recipe: Recipe) -> None:
     """Warn of a training much shorter than usual that was not stopped by its validation."""
     n_epochs, patience = len(history), recipe.training.patience
-    validations = [list(record.values())[N_RECORDED] for record in history if len(record) > N_RECORDED]
+    scores = [[value for name, value in record.items() if name not in OF_TRAINING] for record in history]
+    validations = [first for first, *_ in filter(None, scores)]
     if validations and len(validations) - 1 - validations.index(max(validations)) >= patience:
         return
     if n_epochs < SHORT * recipe.usual_epochs:
