@@ -2,6 +2,7 @@
 
     python benchmarks/novelty.py unseen --data ../shared/data/dlpfc --size-factor-key sum_umi
     python benchmarks/novelty.py unseen --data ../shared/data/spleen
+    python benchmarks/novelty.py scores --data ../shared/data/starmap_mpfc
     python benchmarks/novelty.py parts --data ../shared/data/dlpfc --size-factor-key sum_umi --network
 
 ``unseen`` leaves each domain in turn out of the training sections (its spots are removed) and holds one section out:
@@ -16,18 +17,25 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 import strecur as st
+from strecur._anndata import read_section_data
+from strecur.models import novelty
+from strecur.models.features.alignment import RING, DomainMoments
+from strecur.models.features.neighbourhood import neighbourhood_means
+from strecur.models.sections import engine_sections
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from typing import Any
 
     import anndata as ad
 
@@ -35,6 +43,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from depth import read_sections
 
 MIN_SPOTS = 20
+
+SCORES = ("distance", "relative distance", "energy")
+LOOKED_AT = ((19,), (91,), (301,), (19, 91), (91, 301), (19, 91, 301))
 
 
 def train(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> st.models.DomainModel:
@@ -50,30 +61,92 @@ def train(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> st.model
     )
 
 
-def unseen(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.DataFrame:
-    """Score the novelty of the spots of domains that were left out of the training."""
+@dataclass(frozen=True)
+class Case:
+    """A section to look at, and a domain that the training sections lack.
+
+    Attributes
+    ----------
+    test, left_out
+        Name of the section; domain, or ``"none"``.
+    training, held_out
+        Tables of the training sections without the domain, and of the section.
+    known_N, unseen_N
+        Which spots of the section are of the other domains, and of the one left out.
+    """
+
+    test: str
+    left_out: str
+    training: ad.AnnData
+    held_out: ad.AnnData
+    known_N: np.ndarray
+    unseen_N: np.ndarray
+
+    def auroc(self, score_N: np.ndarray) -> float:
+        """Area under the ROC curve with which a score tells the domain left out from the others."""
+        both_N = self.known_N | self.unseen_N
+        return roc_auc_score(self.unseen_N[both_N], score_N[both_N]) if self.unseen_N.any() else np.nan
+
+
+def leave_out(adata: ad.AnnData, tests: list[str] | None) -> Iterator[Case]:
+    """Hold each section out, and leave no domain and each domain in turn out of the others."""
     domain, section = adata.obs["domain"].astype(object), adata.obs["section"].astype(str)
-    rows = []
-    for test in options.test or section.unique():
+    for test in tests or section.unique():
         held_out = adata[(section == test).to_numpy()].copy()
         for left_out in ["none", *sorted(domain.dropna().unique())]:
-            is_left_out = (held_out.obs["domain"] == left_out).to_numpy()
-            if left_out != "none" and is_left_out.sum() < MIN_SPOTS:
+            unseen_N = (held_out.obs["domain"] == left_out).to_numpy()
+            if left_out == "none" or unseen_N.sum() >= MIN_SPOTS:
+                training = adata[((section != test) & (domain != left_out)).to_numpy()].copy()
+                known_N = held_out.obs["domain"].notna().to_numpy() & ~unseen_N
+                yield Case(test, left_out, training, held_out, known_N, unseen_N)
+
+
+def unseen(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.DataFrame:
+    """Score the novelty of the spots of domains that were left out of the training."""
+    rows = []
+    for case in leave_out(adata, options.test):
+        st.tl.trm_domains(case.held_out, train(case.training, kind, options))
+        novelty_N = case.held_out.obs["trm_domains_novelty"].to_numpy()
+        doubt_N = 1 - case.held_out.obs["trm_domains_confidence"].to_numpy()
+        row = {"test": case.test, "left out": case.left_out}
+        row |= {"auroc": case.auroc(novelty_N), "auroc of 1 - confidence": case.auroc(doubt_N)}
+        for level in (0.95, 0.99):
+            row[f"false at {level}"] = (novelty_N[case.known_N] > level).mean()
+            row[f"found at {level}"] = (novelty_N[case.unseen_N] > level).mean() if case.unseen_N.any() else np.nan
+        rows.append(row)
+        print({k: round(float(v), 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+    return pd.DataFrame(rows)
+
+
+def scores(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.DataFrame:
+    """Compare the scores that novelty is made of, and the neighbourhoods in which they look."""
+    rows = []
+    for case in leave_out(adata, options.test):
+        for looked_at in LOOKED_AT:
+
+            def columns(width: int, sizes: Sequence[int], n_spots: int, looked_at: Sequence[int] = looked_at) -> Any:
+                leading = np.arange(min(novelty.COMPONENTS, width))
+                return np.concatenate([(1 + list(sizes).index(size)) * width + leading for size in looked_at])
+
+            with mock.patch.object(novelty, "compared_columns", columns):
+                model = train(case.training, kind, options)
+            if model.novelty is None:
                 continue
-            model = train(adata[((section != test) & (domain != left_out)).to_numpy()].copy(), kind, options)
-            st.tl.trm_domains(held_out, model)
-            novelty = held_out.obs["trm_domains_novelty"].to_numpy()
-            known = held_out.obs["domain"].notna().to_numpy() & ~is_left_out
-            row = {"test": test, "left out": left_out, "auroc": np.nan, "auroc of 1 - confidence": np.nan}
-            if left_out != "none":
-                both, doubt = known | is_left_out, 1 - held_out.obs["trm_domains_confidence"].to_numpy()
-                row["auroc"] = roc_auc_score(is_left_out[both], novelty[both])
-                row["auroc of 1 - confidence"] = roc_auc_score(is_left_out[both], doubt[both])
-            for level in (0.95, 0.99):
-                row[f"false at {level}"] = (novelty[known] > level).mean()
-                row[f"found at {level}"] = (novelty[is_left_out] > level).mean() if is_left_out.any() else np.nan
-            rows.append(row)
-            print({k: round(float(v), 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+            data = read_section_data(case.held_out, None)
+            (section,) = engine_sections(data, model.features.inputs(data))
+            features_NF, position_N2 = section.features_NF.numpy(), section.lattice.position_N2.numpy()
+            fitted, logits_NC = model.novelty, model.baseline.logits(features_NF)
+            raw_NK = novelty.strangeness(fitted.domains, fitted.background, features_NF[:, fitted.columns_S], logits_NC)
+            score_NK = (novelty.smoothed(raw_NK, position_N2) - fitted.centre_K) / fitted.spread_K
+            row = {"test": case.test, "left out": case.left_out, "spots": "+".join(map(str, looked_at))}
+            row |= {name: case.auroc(score_NK[:, k]) for k, name in enumerate(SCORES)}
+            row["largest of two"], row["largest"] = (
+                case.auroc(score_NK[:, :2].max(axis=1)),
+                case.auroc(score_NK.max(axis=1)),
+            )
+            novelty_N = fitted.rate(features_NF, logits_NC, position_N2)
+            rows.append(row | {"false at 0.95": (novelty_N[case.known_N] > 0.95).mean()})
+        print(case.test, case.left_out, flush=True)
     return pd.DataFrame(rows)
 
 
@@ -93,13 +166,23 @@ def cuts(adata: ad.AnnData) -> Iterator[tuple[str, str, np.ndarray]]:
             yield f"{size} domain{'s' * (size > 1)}", " ".join(chosen), domain.isin(chosen).to_numpy()
 
 
+class ByDomains(DomainMoments):
+    """Moments of the domains for every section, also for those that have all domains."""
+
+    def of_section(self, values_NP: np.ndarray, positions_N2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        means_NS = neighbourhood_means(values_NP[:, : self.surroundings.mean_CF.shape[1]], positions_N2, (RING,))
+        return self.match(values_NP, means_NS)
+
+
 def parts(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.DataFrame:
     """Compare the accuracy in parts of a section with that of the same spots in the whole section."""
     section, rows = adata.obs["section"].astype(str), []
     for test in options.test or section.unique():
         held_out = adata[(section == test).to_numpy()].copy()
         model = train(adata[(section != test).to_numpy()].copy(), kind, options)
-        models = {"own moments": replace(model, features=replace(model.features, domains=None)), "default": model}
+        domains = model.features.domains
+        treatments = {"by itself": None, "by its domains": domains and ByDomains(**vars(domains)), "default": domains}
+        models = {k: replace(model, features=replace(model.features, domains=v)) for k, v in treatments.items()}
         keys = {"linear": "trm_domains_linear"}
         if options.network:
             keys |= {"network": "trm_domains_network", "answer": "trm_domains"}
@@ -114,7 +197,7 @@ def parts(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.DataF
                 st.tl.trm_domains(part, candidate)
                 for method, key in keys.items():
                     right = (part.obs[key].astype(object) == truth).to_numpy()
-                    if shape == "whole" and treatment == "own moments":
+                    if shape == "whole" and treatment == "by itself":
                         whole[method] = right
                     row = {"test": test, "kind": shape, "cut": cut, "treatment": treatment, "method": method}
                     row |= {"accuracy": right[known].mean(), "in the whole": whole[method][inside][known].mean()}
@@ -129,7 +212,7 @@ def parts(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.DataF
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["unseen", "parts"])
+    parser.add_argument("what", choices=["unseen", "scores", "parts"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--size-factor-key")
     parser.add_argument("--test", nargs="+", help="sections to hold out; by default each in turn")
@@ -142,6 +225,15 @@ def main() -> None:
         table = unseen(adata, kind, options)
         print(table.drop(columns="test").groupby("left out").mean().round(3).to_string())
         print("mean over domains:", table.groupby("left out")["auroc"].mean().mean().round(3))
+    elif options.what == "scores":
+        table = scores(adata, kind, options)
+        unseen_only = table[table["left out"] != "none"].drop(columns="test")
+        print(
+            unseen_only.groupby(["spots", "left out"]).mean().groupby("spots", sort=False).mean().round(3).to_string()
+        )
+        print(
+            table[table["left out"] == "none"].groupby("spots", sort=False)["false at 0.95"].mean().round(3).to_string()
+        )
     else:
         table = parts(adata, kind, options)
         means = table.pivot_table(

@@ -51,7 +51,13 @@ def join(*parts: ad.AnnData) -> ad.AnnData:
 
 
 def train(adata: ad.AnnData, backbone: object, **options: object) -> st.models.DomainModel:
-    settings = QUICK | {"neighbours": (), "standardise": False, "validation": None, "max_epochs": 10}
+    settings = QUICK | {
+        "neighbours": (),
+        "standardise": False,
+        "validation": None,
+        "max_epochs": 5,
+        "learning_rate": 2e-3,
+    }
     return calls.train_domains(
         adata, "domain", library_key="section", use_rep="X_own", backbone=backbone, **settings | options
     )

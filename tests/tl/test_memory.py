@@ -94,7 +94,7 @@ def test_training_in_tiles_learns_from_every_label_once(sections, monkeypatch):
 
     monkeypatch.setattr("strecur.models.fitting.in_tiles", recorded)
     options = {"backbone": WindowedConfig(width=32, n_heads=2, window=4), "architecture": "feedforward"}
-    model = train(sections, tile=7, max_epochs=40, validation=None, **options)
+    model = train(sections, tile=7, max_epochs=15, learning_rate=2e-3, validation=None, **options)
     # sections of 14 × 14 spots in four tiles each
     (tiles,) = seen
     assert len(tiles) == 12
@@ -104,7 +104,7 @@ def test_training_in_tiles_learns_from_every_label_once(sections, monkeypatch):
     scores = st.metrics.domain_scores(sections.obs["domain"], result.obs["trm_domains"])
     assert scores["accuracy"] > 0.8
     # tiles that hold whole sections are the sections
-    whole, none = train(sections, tile=14, max_epochs=2, **options), train(sections, max_epochs=2, **options)
+    whole, none = train(sections, tile=14, max_epochs=1, **options), train(sections, max_epochs=1, **options)
     for one, other in zip(whole.network.parameters(), none.network.parameters(), strict=True):
         assert torch.equal(one, other)
 

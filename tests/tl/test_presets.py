@@ -29,7 +29,9 @@ def test_its_options_are_those_of_the_paper_unless_the_caller_gives_others(secti
     monkeypatch.setattr("strecur.models.fitting.fit", recorded)
     preset = st.presets.paper_domains()
     features = {"neighbours": (), "standardise": False, "n_components": 6}
-    model = st.tl.train_domains(sections, "domain", architecture=preset, features=features, training={"warmup": 5})
+    model = st.tl.train_domains(
+        sections, "domain", architecture=preset, features=features, training={"warmup": 5, "validation": None}
+    )
     training = seen["training"]
     assert (training.slots, training.learning_rate, training.weight_decay, training.ema) == (8, 1e-4, 0.1, 0.999)
     assert (training.warmup, training.schedule) == (5, "linear")
@@ -42,8 +44,8 @@ def test_its_options_are_those_of_the_paper_unless_the_caller_gives_others(secti
 def test_it_trains_and_labels(sections):
     preset = st.presets.paper_domains()
     small = replace(preset.backbone, width=24)
-    preset = replace(preset, backbone=small, architecture=replace(preset.architecture, n_latent=2, n_deep=2))
-    options = {"max_epochs": 30, "learning_rate": 1e-3, "warmup": 20, "ema": 0.98}
+    preset = replace(preset, backbone=small, architecture=replace(preset.architecture, n_latent=1, n_deep=1))
+    options = {"max_epochs": 15, "learning_rate": 2e-3, "warmup": 10, "ema": 0.98}
     model = st.tl.train_domains(
         sections, "domain", architecture=preset, features={"n_components": 8, "neighbours": (7,)}, training=options
     )

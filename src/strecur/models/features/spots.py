@@ -119,10 +119,20 @@ class SpotFeatures:
             rows, grid = data.rows(name), data.grid
             own, positions = values[rows], physical_positions(grid.row[rows], grid.col[rows], grid.layout)
             if self.standardised:
-                centre, scale = moments(own) if self.domains is None else self.domains.of_section(own, positions)
+                centre, scale = self.moments(own, positions)
                 own = (own - centre) / scale
             columns[rows] = np.hstack([own, neighbourhood_means(own, positions, self.neighbours)])
         return columns
+
+    def moments(self, values: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return centre and scale of a section.
+
+        Shares of cell types mean the same in every section, and are centred and scaled as in training.
+        """
+        if isinstance(self.source, CellTypeFeatures):
+            familiar = filled(self.familiar)
+            return familiar.means_SP.mean(axis=0), familiar.scale_P
+        return moments(values) if self.domains is None else self.domains.of_section(values, positions)
 
     def with_domains(self, data: SectionData, training: Sequence[str], target_N: np.ndarray) -> SpotFeatures:
         """Return features that know the moments of the domains of the training sections.
@@ -136,7 +146,7 @@ class SpotFeatures:
         target_N
             Domain of every spot, -1 where there is none.
         """
-        if not self.standardised:
+        if not self.standardised or isinstance(self.source, CellTypeFeatures):
             return self
         grid, values = data.grid, self.representation(data.table)
         positions = physical_positions(grid.row, grid.col, grid.layout)
