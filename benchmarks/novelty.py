@@ -8,8 +8,8 @@
 ``unseen`` leaves each domain in turn out of the training sections (its spots are removed) and holds one section out:
 the area under the ROC curve with which the novelty of its spots tells that domain from the others, and the share of
 spots of known domains above the levels .95 and .99. The rows ``none`` leave no domain out. ``scores`` compares the
-three scores that novelty is made of, and their maximum, in neighbourhoods of several sizes. ``parts`` cuts the section held
-out, and compares the accuracy in each part with that of the same spots in the whole section: centred and scaled by
+three scores that novelty is made of, and their maximum, in neighbourhoods of several sizes. ``parts`` cuts the section
+held out, and compares the accuracy in each part with that of the same spots in the whole section: centred and scaled by
 itself, always by its domains, by default, and with the features of the whole section, of which only the network notices
 that they are cut. Features, linear baseline and novelty are those of ``train_domains``; the network is trained with the
 defaults if ``--network`` is given (one training per section), otherwise for one pass and not looked at.
