@@ -230,7 +230,7 @@ def _check_structure(
     if xy is not None and np.isfinite(xy).all():
         check_overlap(adata, xy, sections, library_key=library_key, spatial_key=spatial_key)
     if library_key is None:
-        warn_of_sections(adata)
+        warn_of_sections(adata, xy)
 
 
 def _check_shared(adata: AnnData, findings: list[Finding], layout: str, library_key: str | None) -> None:
