@@ -81,3 +81,9 @@ def test_blanks_and_versions_are_stripped_and_missing_names_are_empty():
         "ENSMUSG00000059552",
         *[""] * 3,
     ]
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "<NA>"])
+def test_words_for_a_missing_name_of_several_genes(word):
+    assert clean_genes([word, "ACTB", word]) == ["", "ACTB", ""]
+    assert clean_genes([word, "ACTB"]) == [word, "ACTB"]  # nan is a gene of Drosophila

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from strecur._anndata import logger, read_array
+from strecur._anndata import logger, read_xy
 from strecur.pp.grid.placement import MIN_SPOTS
 
 if TYPE_CHECKING:
@@ -44,14 +44,19 @@ def check_overlap(
     if adata.n_obs < MIN_SPOTS:
         return
     nearest, contact = _nearest(xy, sections.codes), None
-    for column in _columns(adata, library_key):
-        codes = pd.factorize(adata.obs[column])[0]
+    columns: dict[str | None, pd.Series] = {c: adata.obs[c] for c in _columns(adata, library_key)}
+    if library_key is None and (suffixes := _suffixes(adata)) is not None:
+        columns[None] = suffixes
+    for column, values in columns.items():
+        codes = pd.factorize(values)[0]
         if _share_mixed(codes, nearest) <= MIXED:
             continue
         contact = _contact(xy, sections.codes) if contact is None else contact
         # the spots of each section or field of view keep a distance from one another, not from those of another one
         own = _contact(xy, pd.factorize(pd.MultiIndex.from_arrays([sections.codes, codes]))[0])
-        if own > (NAMED_CONTACT if _is_named(adata, column) else MORE_CONTACT) * contact:
+        if own > (NAMED_CONTACT if column is None or _is_named(adata, column) else MORE_CONTACT) * contact:
+            if column is None:
+                raise ValueError(_suffix_message(values, spatial_key))
             raise ValueError(_overlap_message(adata, column, codes, sections, library_key, spatial_key))
 
 
@@ -61,6 +66,14 @@ def warn_of_sections(adata: AnnData, xy: np.ndarray | None) -> None:
     Regions that lie on top of each other in other coordinates were put in their places in these, as are fields of view
     in coordinates of the slide.
     """
+    images = list(adata.uns.get("spatial", {}))
+    if len(images) > 1:
+        logger.warning(
+            "all spots are taken as one section, but uns['spatial'] has several, %s; pass library_key to keep these "
+            "apart",
+            images[:5],
+        )
+        return
     for column in _columns(adata, None):
         sizes = adata.obs[column].value_counts()
         names = [str(name) for name in sizes.index[sizes > 0]]
@@ -178,6 +191,20 @@ def _contact(xy: np.ndarray, codes: np.ndarray) -> float:
     return float(np.mean(np.concatenate(counts))) if counts else 0.0
 
 
+def _suffixes(adata: AnnData) -> pd.Series | None:
+    """Return the ends of the names of spots, such as "-0" and "-1", which tell sections of joined objects apart."""
+    ends = pd.Series(adata.obs_names, dtype=object).str.extract(r"[^-_]([-_][^-_]+)$")[0]
+    return ends if ends.notna().all() and 1 < ends.nunique() <= min(len(ends) / MIN_SPOTS, MAX_VALUES) else None
+
+
+def _suffix_message(suffixes: pd.Series, spatial_key: str) -> str:
+    return (
+        f"spots whose names end in {list(suffixes.unique()[:5])} lie on top of each other in {spatial_key!r}. If each "
+        "has coordinates of its own, store the end in a column, adata.obs['section'] = "
+        "adata.obs_names.str.extract('([-_][^-_]+)$')[0].to_numpy(), and pass library_key='section'"
+    )
+
+
 def _overlap_message(
     adata: AnnData, column: str, codes: np.ndarray, sections: Sections, library_key: str | None, spatial_key: str
 ) -> str:
@@ -204,7 +231,7 @@ def _pairs(adata: AnnData) -> list[str]:
 def _read_finite(adata: AnnData, key: str) -> np.ndarray | None:
     """Read coordinates; ``None`` if these are not numbers, or some are missing."""
     try:
-        xy = read_array(adata, key)
+        xy = read_xy(adata, key)
     except ValueError:
         return None
     return xy if np.isfinite(xy).all() else None

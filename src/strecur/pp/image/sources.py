@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from strecur._anndata import read_array
+from strecur._anndata import read_xy
 from strecur.pp.image.decoding import container_image, is_container, open_image, scales_of
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ MAX_DISAGREEMENT_PX = 2.0
 
 FEW = 500
 """Number of spots from which the units of the coordinates are determined."""
+
+SURELY_SMALLER, SAME_PITCH = 0.6, 0.3
+"""Scale below which pixels of an image cannot be taken for those of the full-resolution one, and the logarithm of the
+ratio of distances that are taken for the same."""
 
 VISIUM_SPOT_UM = 65.0
 """Length of Space Ranger's ``spot_diameter_fullres`` (not the 55 µm of the printed spot)."""
@@ -365,7 +370,7 @@ def _few(rows: np.ndarray) -> np.ndarray:
 def _few_spots(table: AnnData, rows: np.ndarray, instance_key: str, spatial_key: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the instances and coordinates of a few spots."""
     rows = _few(rows)
-    return table.obs[instance_key].to_numpy()[rows], read_array(table, spatial_key)[rows, :2]
+    return table.obs[instance_key].to_numpy()[rows], read_xy(table, spatial_key)[rows, :2]
 
 
 def _lies_at(sdata: SpatialData, region: str, instances: np.ndarray, xy: np.ndarray) -> bool:
@@ -444,13 +449,61 @@ def read_mpp(table: AnnData, name: str, rows: np.ndarray, coordinates: np.ndarra
         return float(factors["microns_per_pixel"])
     if "fiducial_diameter_fullres" not in factors:
         return None
-    if {"array_row", "array_col"} <= set(table.obs) and len(rows) >= 10:
-        array = table.obs[["array_row", "array_col"]].iloc[rows].to_numpy(dtype=float)
-        known = np.isfinite(array).all(axis=1) & np.isfinite(coordinates).all(axis=1)
-        design = np.column_stack([array, np.ones(len(rows))])[known]
-        row_step, col_step, _ = np.linalg.lstsq(design, coordinates[known], rcond=None)[0]
-        # Neighbours of one row are two columns apart, neighbouring rows sqrt(3)/2 pitches.
-        pitch = (2 * np.linalg.norm(col_step) + 2 / np.sqrt(3) * np.linalg.norm(row_step)) / 2
-        if pitch > 0:
-            return float(VISIUM_PITCH_UM / pitch)
+    pitch = _array_pitch(_array_steps(table, rows, coordinates))
+    if pitch > 0:
+        return float(VISIUM_PITCH_UM / pitch)
     return float(VISIUM_SPOT_UM / float(factors["spot_diameter_fullres"]))
+
+
+def check_visium(table: AnnData, name: str, rows: np.ndarray, coordinates: np.ndarray, *, alone: bool) -> None:
+    """Compare the coordinates of a Visium section with its array and with the diameter of its spots.
+
+    Raise if they are pixels of a downscaled image, warn if they are the mirror image of the array.
+    """
+    steps = _array_steps(table, rows, coordinates)
+    if not np.isfinite(steps).all() or not _is_visium(table, rows, steps):
+        return
+    if np.linalg.det(steps) > 0:  # (row, column) against (x, y)
+        logger.warning(
+            "section %r: its coordinates are the mirror image of array_row and array_col; unless the image is "
+            "mirrored, x and y are exchanged",
+            name,
+        )
+    _, library = find_library(table, name, alone=alone)
+    diameter = float(library.get("scalefactors", {}).get("spot_diameter_fullres", np.nan))
+    for key, scale in image_scales(library).items():
+        pitch = diameter * scale * VISIUM_PITCH_UM / VISIUM_SPOT_UM
+        if scale < SURELY_SMALLER and abs(np.log(_array_pitch(steps) / pitch)) < SAME_PITCH:
+            msg = (
+                f"section {name!r}: the coordinates are pixels of the image {key!r}, not of the full-resolution one: "
+                f"spots are {_array_pitch(steps):.3g} apart and {diameter:.3g} wide (spot_diameter_fullres). Divide "
+                f"them by tissue_{key}_scalef, {scale:.4g}"
+            )
+            raise ValueError(msg)
+
+
+def _array_steps(table: AnnData, rows: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+    """Return the steps (x, y) of one array row and of one array column; NaN if they are not known."""
+    unknown = np.full((2, 2), np.nan)
+    if not {"array_row", "array_col"} <= set(table.obs) or len(rows) < 10:
+        return unknown
+    columns = [table.obs[column].iloc[rows].astype(object) for column in ("array_row", "array_col")]
+    array = np.column_stack([pd.to_numeric(column, errors="coerce") for column in columns]).astype(float)
+    known = np.isfinite(array).all(axis=1) & np.isfinite(coordinates).all(axis=1)
+    if known.sum() < 10:
+        return unknown
+    design = np.column_stack([array, np.ones(len(rows))])[known]
+    return np.linalg.lstsq(design, coordinates[known], rcond=None)[0][:2]
+
+
+def _array_pitch(steps: np.ndarray) -> float:
+    """Return the distance of neighbouring spots of Visium, which is two columns, and 2 / sqrt(3) rows."""
+    row_step, col_step = np.linalg.norm(steps, axis=1)
+    return float((2 * col_step + 2 / np.sqrt(3) * row_step) / 2)
+
+
+def _is_visium(table: AnnData, rows: np.ndarray, steps: np.ndarray) -> bool:
+    """Tell whether an array is that of Visium: one parity, and rows sqrt(3) times as far apart as columns."""
+    parity = table.obs[["array_row", "array_col"]].iloc[rows].astype(float).sum(axis=1) % 2
+    row_step, col_step = np.linalg.norm(steps, axis=1)
+    return bool(min(parity.mean(), 1 - parity.mean()) < 0.05 and 1.5 < row_step / max(col_step, 1e-12) < 2)
