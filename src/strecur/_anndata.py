@@ -14,7 +14,7 @@ from scipy import sparse
 
 from strecur._arguments import meant
 from strecur._genes import clean_genes, name_columns
-from strecur._labels import as_text, clean_labels
+from strecur._labels import as_text, clean_labels, outside_tissue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,6 @@ logger = logging.getLogger("strecur")
 LAYOUTS = ("hex", "square", "irregular")
 LEGAL_KEY = re.compile(r"(?!__)[A-Za-z0-9_.-]+")
 NO_SECTION = ("", "nan", "none", "<na>")
-NO_TISSUE, TISSUE = {"0", "false", "f", "no", "n", "out", "outside"}, {"1", "true", "t", "yes", "y", "in", "inside"}
 AXES = {"x": {"x", "col", "column", "imagecol", "centerx"}, "y": {"y", "row", "imagerow", "centery"}}
 # What the record of every result in uns holds.
 RECORDED = {"params", "encoder"}
@@ -217,15 +216,7 @@ def find_background(adata: AnnData) -> np.ndarray:
     """Return which spots lie outside the tissue: those where ``obs["in_tissue"]`` is 0 or false."""
     if "in_tissue" not in adata.obs:
         return np.zeros(adata.n_obs, dtype=bool)
-    values = clean_labels(adata.obs["in_tissue"]).str.lower()
-    strange = sorted(set(values.dropna()) - NO_TISSUE - TISSUE)
-    if strange:
-        msg = (
-            f"adata.obs['in_tissue'] holds {strange[:5]}; it is 1 for spots in the tissue and 0 for others. Convert "
-            "it, or rename the column if it means something else"
-        )
-        raise ValueError(msg)
-    return values.isin(NO_TISSUE).to_numpy()
+    return outside_tissue(adata.obs["in_tissue"])
 
 
 def warn_of_background(adata: AnnData) -> None:

@@ -399,7 +399,7 @@ def _lie_on_labels(labels: Any, instances: np.ndarray, xy: np.ndarray) -> bool:
     return bool(np.mean(found == instances[inside]) > 0.5)
 
 
-def _lie_at_shapes(shapes: GeoDataFrame, names: Sequence, xy: np.ndarray) -> bool:
+def _lie_at_shapes(shapes: GeoDataFrame, names: Sequence | np.ndarray, xy: np.ndarray) -> bool:
     """Tell whether shapes of these names lie at these coordinates."""
     position = shapes.index.get_indexer(names)
     known = np.flatnonzero(position >= 0)
