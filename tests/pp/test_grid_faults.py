@@ -92,7 +92,7 @@ FAULTS = {
 @given(seeds)
 def test_visium_stays_hex_with_its_neighbours_whatever_is_wrong(fault, seed):
     adata = section("hex", seed)
-    sites = adata.obs[["array_row", "array_col"]].to_numpy()
+    sites = adata.obs[["array_row", "array_col"]].to_numpy(copy=True)
     FAULTS[fault][0](adata)
     to_grid(adata)
     assert adata.uns["grid"]["layout"] == "hex"
