@@ -306,6 +306,8 @@ def alike(found: object, wanted: object) -> bool:
         return list(pd.Series(found).astype(object).dropna()) == list(pd.Series(wanted).astype(object).dropna())
     if wanted is None:
         return found is None
+    if sparse.issparse(wanted):  # X is an entry of layers since anndata 0.13
+        return bool(np.array_equal(sparse.csr_array(found).toarray(), wanted.toarray()))
     return bool(np.array_equal(np.asarray(found), np.asarray(wanted), equal_nan=np.asarray(wanted).dtype.kind == "f"))
 
 

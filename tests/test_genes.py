@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from strecur._anndata import find_genes
+from strecur._anndata import find_genes, require_counts
 from strecur._genes import are_all_ids, clean_genes, is_mitochondrial_or_ribosomal
 
 many = settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
@@ -81,3 +81,15 @@ def test_blanks_and_versions_are_stripped_and_missing_names_are_empty():
         "ENSMUSG00000059552",
         *[""] * 3,
     ]
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "<NA>"])
+def test_words_for_a_missing_name_of_several_genes(word):
+    assert clean_genes([word, "ACTB", word]) == ["", "ACTB", ""]
+    assert clean_genes([word, "ACTB"]) == [word, "ACTB"]  # nan is a gene of Drosophila
+
+
+def test_true_and_false_are_no_counts():
+    adata = ad.AnnData(np.ones((2, 2), dtype=bool))
+    with pytest.raises(ValueError, match="true and false where counts are needed"):
+        require_counts(np.asarray(adata.X), adata)

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from strecur._arguments import meant
 from strecur._genes import clean_genes, name_columns
-from strecur._labels import as_text, clean_labels
+from strecur._labels import as_text, clean_labels, outside_tissue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,7 @@ logger = logging.getLogger("strecur")
 LAYOUTS = ("hex", "square", "irregular")
 LEGAL_KEY = re.compile(r"(?!__)[A-Za-z0-9_.-]+")
 NO_SECTION = ("", "nan", "none", "<na>")
+AXES = {"x": {"x", "col", "column", "imagecol", "centerx"}, "y": {"y", "row", "imagerow", "centery"}}
 # What the record of every result in uns holds.
 RECORDED = {"params", "encoder"}
 
@@ -83,7 +84,7 @@ def find_coordinates(data: AnnData | SpatialData, table: AnnData, spatial_key: s
     ``None`` if there is neither.
     """
     if spatial_key in table.obsm:
-        return read_array(table, spatial_key)
+        return read_xy(table, spatial_key)
     attributes = table.uns.get("spatialdata_attrs")
     if attributes is None or not hasattr(data, "shapes"):
         return None
@@ -199,6 +200,14 @@ def read_sections(adata: AnnData, library_key: str | None) -> Sections:
             "convert the column with .astype(str)"
         )
         raise ValueError(msg)
+    plain = pd.Series(names, dtype=object).groupby([" ".join(name.split()) for name in names]).agg(list)
+    if len(plain) < len(names):
+        alike = plain[plain.map(len) > 1].iloc[0]
+        msg = (
+            f"adata.obs[{library_key!r}] has the sections {alike}, which differ in blanks alone; correct them, such as "
+            "with .str.strip()"
+        )
+        raise ValueError(msg)
     codes = pd.Index(names).get_indexer([text[value] for value in values])
     return Sections(codes.astype(np.int64), names)
 
@@ -207,7 +216,7 @@ def find_background(adata: AnnData) -> np.ndarray:
     """Return which spots lie outside the tissue: those where ``obs["in_tissue"]`` is 0 or false."""
     if "in_tissue" not in adata.obs:
         return np.zeros(adata.n_obs, dtype=bool)
-    return clean_labels(adata.obs["in_tissue"]).str.lower().isin(["0", "false"]).to_numpy()
+    return outside_tissue(adata.obs["in_tissue"])
 
 
 def warn_of_background(adata: AnnData) -> None:
@@ -376,7 +385,17 @@ def read_labels(adata: AnnData, label_key: str) -> pd.Series:
     if pd.api.types.is_float_dtype(column) and column.nunique() > 100:
         msg = f"adata.obs[{label_key!r}] holds {column.nunique()} different numbers; domains are categories"
         raise ValueError(msg)
+    if column.dtype == object and any(isinstance(label, list | dict | set | np.ndarray) for label in column):
+        msg = f"adata.obs[{label_key!r}] holds lists or the like; every spot has one label, text or a number"
+        raise TypeError(msg)
     labels = clean_labels(column)
+    alike = pd.Series(sorted(labels.dropna().unique()), dtype=object)
+    alike = alike.groupby(alike.str.lower()).agg(list)
+    if (alike.map(len) > 1).any():
+        logger.warning(
+            "adata.obs[%r] has labels that differ in case alone and are domains of their own: %s",
+            *(label_key, alike[alike.map(len) > 1].tolist()),
+        )
     words = sorted(map(str, column[(labels.isna() & column.notna()).to_numpy()].unique()))
     if words:
         logger.info("adata.obs[%r]: %s count as missing labels", label_key, words)
@@ -422,6 +441,9 @@ def require_counts(matrix: np.ndarray | sparse.csr_matrix, adata: AnnData, *, or
     The message says where the object has some, and ends with what may be passed otherwise.
     """
     values = stored_values(matrix)
+    if values.dtype == bool:
+        msg = "true and false where counts are needed; pass raw counts (layer=...)"
+        raise ValueError(f"{msg}. {or_else}" if or_else else msg)
     if _are_counts(values):
         return
     what = "negative values" if values.min() < 0 else "non-integer values"
@@ -471,6 +493,27 @@ def read_array(adata: AnnData, key: str, *, dtype: type = np.float64) -> np.ndar
     except (TypeError, ValueError) as error:
         msg = f"adata.obsm[{key!r}] does not hold numbers alone ({error}); choose its numeric columns"
         raise ValueError(msg) from error
+
+
+def read_xy(adata: AnnData, key: str) -> np.ndarray:
+    """Read coordinates (x, y) from ``obsm``; columns of a DataFrame that are named row and column are exchanged."""
+    values, xy = adata.obsm[key], read_array(adata, key)
+    if isinstance(values, pd.DataFrame):
+        words = [set(re.split(r"[^a-z]+", str(name).lower())) for name in values.columns[:2]]
+        if len(words) == 2 and words[0] & AXES["y"] and words[1] & AXES["x"]:
+            logger.info("adata.obsm[%r] has the columns %s: the second is x", key, list(values.columns[:2]))
+            xy = np.column_stack([xy[:, 1], xy[:, 0], xy[:, 2:]])
+    return xy
+
+
+def warn_of_rounding(adata: AnnData, key: str) -> None:
+    """Warn of coordinates in half precision, which are whole numbers from 1,024 and steps of 8 from 8,192."""
+    values = adata.obsm.get(key)
+    if getattr(values, "dtype", None) == np.float16 and (largest := np.nanmax(np.abs(np.asarray(values)))) > 1024:
+        logger.warning(
+            "adata.obsm[%r] has half precision (float16), which rounds coordinates to %g; read them again as float64",
+            *(key, float(np.spacing(largest))),
+        )
 
 
 def read_representation(adata: AnnData, use_rep: str) -> np.ndarray:

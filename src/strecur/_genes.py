@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 ENSEMBL_ID = re.compile(r"ENS[A-Z]*\d+")
 ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*\d+)\.\d+$")
 
+MISSING = {"nan", "none", "<na>", "na", "n/a", "null", "-"}
+"""What a missing name becomes as text, in lower case."""
+
 MITOCHONDRIAL = re.compile(r"mt[-.:]\S+", re.IGNORECASE)
 """Genes of the mitochondrial genome: MT-CO1, mt-Co1, MT.CO1; not MTOR, MT1X or MTHFR."""
 
@@ -25,9 +28,14 @@ A number at the end belongs to a name that occurred twice (RPS6-1), or to a copy
 
 
 def clean_genes(names: Iterable[object]) -> list[str]:
-    """Strip blanks, and the version of Ensembl ids; other names stay. A missing name becomes the empty string."""
+    """Strip blanks, and the version of Ensembl ids; other names stay.
+
+    A missing name becomes the empty string, and so do words for it that several genes have as their name.
+    """
     column = pd.Series(list(names), dtype=object)
-    return [ENSEMBL_VERSION.sub(r"\1", str(name).strip()) for name in column.where(column.notna(), "")]
+    cleaned = [ENSEMBL_VERSION.sub(r"\1", str(name).strip()) for name in column.where(column.notna(), "")]
+    words = {name for name in set(cleaned) if name.lower() in MISSING and cleaned.count(name) > 1}
+    return ["" if name in words else name for name in cleaned] if words else cleaned
 
 
 def name_columns(var: pd.DataFrame) -> list[str]:

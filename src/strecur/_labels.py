@@ -13,12 +13,19 @@ if TYPE_CHECKING:
 
 MISSING_WORDS = frozenset(
     {
-        *("", "-", "--", "?", ".", "nan", "na", "n/a", "n.a.", "#n/a", "none", "null", "nil", "nat", "<na>", "<nan>"),
-        *("unknown", "missing", "undefined", "undetermined", "not available", "not annotated", "unannotated"),
-        *("unlabelled", "unlabeled", "unassigned"),
+        *("nan", "na", "none", "null", "nil", "nat", "unk", "unknown", "missing", "undefined", "undetermined"),
+        *("unannotated", "unlabelled", "unlabeled", "unassigned", "unclassified"),
+        *("notavailable", "notannotated", "notlabelled", "notlabeled", "notassigned", "notclassified", "notdetermined"),
+        *("noannotation", "nolabel"),
     }
 )
-"""What missing labels become as text, in lower case."""
+"""What missing labels become as text, letters alone and in lower case."""
+
+PLUS_OR_MINUS = {"+", "+-", "+/-"}
+"""Labels without a letter or digit that are not missing."""
+
+NO_TISSUE = {"0", "false", "f", "no", "n", "out", "outside"}
+TISSUE = {"1", "true", "t", "yes", "y", "in", "inside"}
 
 WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
 """A whole number that was a float before it became text."""
@@ -27,9 +34,9 @@ WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
 def clean_labels(values: pd.Series | Sequence[object]) -> pd.Series:
     """Return labels as strings, with missing ones as ``None``; a Series of objects whatever the text type of pandas.
 
-    Missing are NaN, blanks, words such as "NA", "None", "<NA>" and "Unknown" in any case, and -1 where the other labels
-    are codes from 0. Whole numbers are written alike whatever their type: a column of integers that lacks some holds
-    floats.
+    Missing are NaN, text without letters and digits, words such as "NA", "<NA>", "not annotated" and "Not_annotated" in
+    any case, and -1 unless there are other negative numbers. Whole numbers are written alike whatever their type: a
+    column of integers that lacks some holds floats.
     """
     shape = np.asarray(values, dtype=object).shape
     if len(shape) != 1:
@@ -47,10 +54,18 @@ def clean_labels(values: pd.Series | Sequence[object]) -> pd.Series:
 
 def label_text(label: object) -> str | None:
     """Return a label as text, ``None`` if it is a word for a missing one."""
-    text = as_text(label).strip()
+    text = (label.decode() if isinstance(label, bytes) else as_text(label)).strip()
     number = WHOLE_NUMBER.fullmatch(text)
     text = str(int(number[1])) if number else text
-    return None if text.lower() in MISSING_WORDS else text
+    return None if _is_word_for_missing(text) else text
+
+
+def _is_word_for_missing(text: str) -> bool:
+    letters = "".join(character for character in text.lower() if character.isalnum())
+    if not letters:
+        return text not in PLUS_OR_MINUS
+    # "n/a" and "(none)" are missing; "na 2" has a digit, "na+" a sign
+    return letters in MISSING_WORDS and "+" not in text
 
 
 def read_categories(column: pd.Series) -> list[str]:
@@ -76,6 +91,19 @@ def as_text(value: object) -> str:
 
 
 def is_code_of_missing(labels: set[str]) -> bool:
-    """Return whether labels are codes from 0 and -1, which stands for a missing one."""
+    """Return whether -1 among labels stands for a missing one: all others are codes from 0, or names."""
     others = labels - {"-1"}
-    return "-1" in labels and bool(others) and all(label.isdecimal() for label in others)
+    return "-1" in labels and bool(others) and not any(label.startswith("-") for label in others)
+
+
+def outside_tissue(column: pd.Series) -> np.ndarray:
+    """Return where ``in_tissue`` is 0, false or a word for it; raise where it is neither that nor 1 nor missing."""
+    values = clean_labels(column).str.lower()
+    strange = sorted(set(values.dropna()) - NO_TISSUE - TISSUE)
+    if strange:
+        msg = (
+            f"adata.obs['in_tissue'] holds {strange[:5]}; it is 1 for spots in the tissue and 0 for others. Convert "
+            "it, or rename the column if it means something else"
+        )
+        raise ValueError(msg)
+    return values.isin(NO_TISSUE).to_numpy()

@@ -143,3 +143,10 @@ def test_novelty_survives_arrays():
         rate_section(again, features, of_model, positions), novelty.rate(features, of_model, positions)
     )
     assert novelty_from_arrays({}) is None
+
+
+def test_the_strangest_hundredth_of_few_spots_is_not_known():
+    features, positions, domain = section(0)
+    for share, is_known in ((0.5, True), (0.07, False)):
+        few = np.where(np.random.default_rng(0).random(len(domain)) < share, domain, -1)
+        assert (fit_novelty(np.arange(WIDTH), [features], [positions], [few], None) is not None) == is_known

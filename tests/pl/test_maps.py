@@ -464,3 +464,20 @@ def test_plotting_imports_neither_torch_nor_pyplot():
         "import sys, strecur.pl; sys.exit(int(any(m in sys.modules for m in ('torch', 'matplotlib.pyplot', 'scanpy'))))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_colours_in_bytes_and_lists_that_are_too_short(caplog):
+    obs = pd.DataFrame({"k": pd.Categorical(["a", "b", "c"])})
+    adata = SimpleNamespace(obs=obs, uns={"k_colors": np.array([b"#ff0000", b"#00ff00", b"#0000ff"])}, is_view=False)
+    assert list(category_colors(adata, "k", ["a", "b", "c"]).values()) == ["#FF0000", "#00FF00", "#0000FF"]
+    adata.uns["k_colors"] = ["red"]
+    assert list(category_colors(adata, "k", ["a", "b", "c"]).values()) == list(PALETTE[:3])
+    assert "has 1 colours for the 3 categories of obs['k'] and is not used" in caplog.text
+
+
+@pytest.mark.parametrize("library_id", [2, [2], "2", 2.0, np.int64(2)])
+def test_sections_that_are_numbers_are_chosen_by_number(make, library_id):
+    adata = make("square", sections=("a", "b"), size=8)
+    adata.obs["sample"] = (adata.obs["sample"] == "b").astype(int) + 1
+    ax = pl.domains(adata, library_id=library_id)
+    assert len(spots(ax).get_offsets()) == (adata.obs["sample"] == 2).sum()

@@ -92,7 +92,7 @@ FAULTS = {
 @given(seeds)
 def test_visium_stays_hex_with_its_neighbours_whatever_is_wrong(fault, seed):
     adata = section("hex", seed)
-    sites = adata.obs[["array_row", "array_col"]].to_numpy()
+    sites = adata.obs[["array_row", "array_col"]].to_numpy(copy=True)
     FAULTS[fault][0](adata)
     to_grid(adata)
     assert adata.uns["grid"]["layout"] == "hex"
@@ -299,3 +299,93 @@ def test_spots_outside_the_tissue_are_told(caplog):
     adata.obs["in_tissue"] = pd.Categorical((np.arange(adata.n_obs) > 10).astype(int))
     to_grid(adata)
     assert f"11 of {adata.n_obs} spots lie outside the tissue" in caplog.text
+
+
+def test_rows_with_columns_of_their_own_are_shifted(caplog):
+    """Columns are counted in each row instead of doubled; the second row is shifted by half a column."""
+    adata = section("hex")
+    right = adata.copy()
+    to_grid(right)
+    for parity in (0, 1):
+        faulty = adata.copy()
+        faulty.obs["array_col"] = (adata.obs["array_col"] + parity) // 2
+        caplog.clear()
+        to_grid(faulty)
+        assert faulty.uns["grid"]["layout"] == "hex"
+        assert "every second row is shifted by half a column" in caplog.text
+        assert neighbours(faulty.obsm["grid"], "hex") == neighbours(right.obsm["grid"], "hex")
+    square = section("square")
+    to_grid(square)
+    assert square.uns["grid"]["layout"] == "square"
+
+
+def test_a_column_that_names_the_spots_is_no_library_key():
+    adata = section("hex")
+    adata.obs["barcode"] = adata.obs_names
+    with pytest.raises(ValueError, match=r"obs\['barcode'\] has \d+ values for \d+ spots, as if it named the spots"):
+        to_grid(adata, library_key="barcode")
+
+
+@pytest.mark.parametrize("join", ["-", "_"])
+def test_joined_sections_that_only_names_of_spots_tell_apart(join):
+    parts = [make(cells(seed)) for seed in (0, 1)]
+    for part in parts:
+        del part.obs
+    joined = ad.concat(parts, index_unique=join)
+    with pytest.raises(
+        ValueError, match=f"names end in \\['{join}0', '{join}1'\\] lie on top of each other.*library_key"
+    ):
+        to_grid(joined)
+    joined.obs["section"] = joined.obs_names.str.extract("([-_][^-_]+)$")[0].to_numpy()
+    to_grid(joined, library_key="section")
+    tiles = make(np.concatenate([cells(0), cells(1) + 1000]))  # one section
+    tiles.obs_names = [f"c{i}{join}{i % 2}" for i in range(tiles.n_obs)]
+    to_grid(tiles)
+
+
+def test_images_of_several_sections_are_reported(caplog):
+    adata = make(cells(0))
+    adata.uns["spatial"] = {"a": {}, "b": {}}
+    to_grid(adata)
+    assert "uns['spatial'] has several, ['a', 'b']; pass library_key" in caplog.text
+
+
+def test_one_place_for_all_spots_is_refused():
+    with pytest.raises(ValueError, match=r"all 20 spots of section 'section' have the same coordinates in adata.obsm"):
+        to_grid(make(np.zeros((20, 2))))
+
+
+@pytest.mark.parametrize(
+    ("layout", "factor", "warns"), [("square", 2, True), ("square", 1.2, False), ("hex", 2, False)]
+)
+def test_bins_of_several_sizes_in_one_object_are_reported(caplog, layout, factor, warns):
+    adata = ad.concat([section(layout, name="a"), section(layout, seed=1, name="b", scale=100.0 * factor)])
+    to_grid(adata, library_key="section")
+    assert ("bins of several sizes" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(("factor", "warns"), [(0.2125, True), (0.6, False)])
+def test_cells_in_pixels_beside_cells_in_micrometres_are_reported(caplog, factor, warns):
+    adata = make(np.concatenate([cells(0), cells(1) * factor]))
+    adata.obs["section"] = np.repeat(["a", "b"], [len(cells(0)), len(cells(1))])
+    to_grid(adata, library_key="section")
+    assert ("coordinates in several units" in caplog.text) == warns
+
+
+def test_half_precision_is_reported(caplog):
+    adata = make(cells(0) + 9000)
+    adata.obsm["spatial"] = adata.obsm["spatial"].astype(np.float16)
+    to_grid(adata)
+    assert "half precision (float16), which rounds coordinates to 8" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names", [("pxl_row_in_fullres", "pxl_col_in_fullres"), ("y", "x"), ("CenterY_px", "CenterX_px")]
+)
+def test_named_columns_of_coordinates_in_another_order(names):
+    adata = make(turn(lattice("hex", 12, 10)[1], 20) * 50)
+    named = adata.copy()
+    named.obsm["spatial"] = pd.DataFrame(adata.obsm["spatial"][:, ::-1], columns=list(names), index=adata.obs_names)
+    for each in (adata, named):
+        to_grid(each)
+    np.testing.assert_array_equal(adata.obsm["grid"], named.obsm["grid"])

@@ -456,3 +456,39 @@ def test_stain_reference_takes_the_same_images(draw_slide):
     expected = fit_stain_reference(adata, slide.rgb)["stains"]
     for image in (container(slide.rgb), slide.rgb.astype(np.uint16) * 257, slide.rgb / 255):
         np.testing.assert_allclose(fit_stain_reference(adata, image)["stains"], expected, atol=1e-6)
+
+
+def visium(*, exchanged: bool = False, factor: float = 1.0) -> AnnData:
+    """A Visium section of spots 100 pixels apart, with an image of a quarter of the resolution."""
+    row, col = np.divmod(np.arange(80), 8)
+    col = 2 * col + row % 2
+    xy = np.column_stack([col * 50.0 + 100, row * 50 * np.sqrt(3) + 100])
+    adata = spots((xy[:, ::-1] if exchanged else xy) * factor, array_row=row, array_col=col)
+    factors = {"tissue_hires_scalef": 0.25, "spot_diameter_fullres": 65.0}
+    picture = np.full((300, 300, 3), 200, dtype=np.uint8)
+    adata.uns["spatial"] = {"slide": {"images": {"hires": picture}, "scalefactors": factors}}
+    return adata
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_exchanged_x_and_y_of_visium_are_reported(exchanged, caplog):
+    embed(visium(exchanged=exchanged), unit=4)
+    assert ("coordinates are the mirror image of array_row and array_col" in caplog.text) == exchanged
+
+
+def test_pixels_of_the_downscaled_image_are_refused():
+    with pytest.raises(
+        ValueError, match=r"pixels of the image 'hires', not of the full-resolution one: spots are 25 apart"
+    ):
+        embed(visium(factor=0.25), unit=4)
+
+
+@pytest.mark.parametrize("names", [["y", "x"], ["imagerow", "imagecol"], ["pxl_row_in_fullres", "pxl_col_in_fullres"]])
+def test_named_columns_of_coordinates_in_another_order(names):
+    right, named = visium(), visium()
+    named.obsm["spatial"] = pd.DataFrame(right.obsm["spatial"][:, ::-1], columns=names, index=named.obs_names)
+    for adata in (right, named):
+        rng = np.random.default_rng(0)
+        adata.uns["spatial"]["slide"]["images"]["hires"] = rng.integers(0, 255, (300, 300, 3), dtype=np.uint8)
+        embed(adata, unit=4)
+    np.testing.assert_array_equal(right.obsm["X_patch"], named.obsm["X_patch"])

@@ -121,13 +121,45 @@ def test_cosmx(tmp_path, library_key):
     np.testing.assert_allclose(found[inside, :2], colours(place, *folders.FIELD)[inside], atol=2.5)
 
 
-def test_global_coordinates_of_cosmx(tmp_path):
-    """All fields of view as one section; what global pixels are in those of an image is not guessed."""
+@pytest.mark.parametrize("library_key", ["fov", None])
+def test_global_coordinates_of_cosmx(tmp_path, library_key, caplog):
+    """Coordinates in the system of the slide, of all fields of view as one section or of each by itself."""
     sdata = read("cosmx", folders.cosmx(tmp_path), transcripts=False)
-    st.pp.to_grid(sdata, spatial_key="global")
+    with caplog.at_level(logging.WARNING, logger="strecur"):
+        st.pp.to_grid(sdata, spatial_key="global", library_key=library_key)
+    assert not caplog.records
     table = sdata["table"]
     assert table.uns["grid"]["layout"] == "irregular"
-    with pytest.raises(ValueError, match=r"units of obsm\['global'\] are unknown"):
+    found = embed(sdata, {"1": "1_image", "2": "2_image"}, 12, library_key="fov")
+    local = table.obsm["spatial"]
+    inside = np.all((local > 8) & (local < np.array(folders.FIELD) - 8), axis=1)
+    np.testing.assert_allclose(found[inside, :2], colours(local, *folders.FIELD)[inside], atol=2.5)
+
+
+def test_image_of_the_slide_of_cosmx(tmp_path):
+    """An image in the system of the slide: all fields of view may be one section."""
+    sdata = read("cosmx", folders.cosmx(tmp_path), transcripts=False)
+    table = sdata["table"]
+    corner, extent = table.obsm["global"].min(axis=0) - 20, np.ptp(table.obsm["global"], axis=0) + 40
+    width, height = np.ceil(2 * extent).astype(int)
+    picture = np.moveaxis(folders.as_picture(width, height), -1, 0)
+    place = sd.transformations.Affine(
+        [[0.5, 0, corner[0]], [0, 0.5, corner[1]], [0, 0, 1]], input_axes=("x", "y"), output_axes=("x", "y")
+    )
+    sdata["he"] = sd.models.Image2DModel.parse(picture, dims=("c", "y", "x"), transformations={"global": place})
+    st.pp.to_grid(sdata, spatial_key="global")
+    found = embed(sdata, "he", 24)
+    np.testing.assert_allclose(found[:, :2], colours(2 * (table.obsm["global"] - corner), width, height), atol=2.5)
+    with pytest.raises(ValueError, match="belong to several regions.*pass library_key"):
+        embed(sdata, "he", 24, spatial_key="spatial")
+
+
+def test_unknown_units_of_cosmx(tmp_path):
+    """Coordinates in µm are those of no element and of no coordinate system."""
+    sdata = read("cosmx", folders.cosmx(tmp_path), transcripts=False)
+    sdata["table"].obsm["um"] = sdata["table"].obsm["global"] * 0.12
+    st.pp.to_grid(sdata, spatial_key="um")
+    with pytest.raises(ValueError, match=r"units of obsm\['um'\] are unknown"):
         embed(sdata, {"1": "1_image", "2": "2_image"}, 12, library_key="fov")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import anndata as ad
 import calls
 import numpy as np
 import pandas as pd
@@ -9,8 +10,10 @@ from calls import grouped
 from toy_histology import join, make_section
 
 import strecur as st
+from strecur._anndata import Sections
 from strecur.nn import TRMConfig
 from strecur.tl import _scoring
+from strecur.tl._folds import read_by_section
 
 from .conftest import SMALL
 
@@ -280,3 +283,11 @@ def test_a_section_without_annotation_is_neither_learned_from_nor_scored(section
     assert [m.sections for m in models] == [["S2"], ["S1"]]
     assert (table["n_train_sections"] == 1).all()
     assert table["novelty"].isna().all()
+
+
+def test_donors_that_are_numbers_have_the_same_names_whatever_their_type():
+    names = [f"s{i}" for i in range(4)]
+    sections = Sections(np.array([0, 0, 1, 1]), ["A", "B"])
+    for donors in ([1, 1, 2, 2], [1.0, 1.0, 2.0, 2.0], ["1", "1", "2", "2"]):
+        table = ad.AnnData(np.ones((4, 1), np.float32), obs=pd.DataFrame({"donor": donors}, index=names))
+        assert read_by_section(table, "donor", sections) == {"A": "1", "B": "2"}

@@ -146,3 +146,13 @@ def test_defaults():
 def test_the_folder_of_data_sets_is_that_of_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("STRECUR_DATA", str(tmp_path))
     assert Settings().dataset_dir == tmp_path
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["train_domains", "trm_domains"])
+def test_a_gpu_that_is_not_there_is_named(name, sections, trained):
+    with (
+        st.settings.override(accelerator="cuda"),
+        pytest.raises(ValueError, match="'cuda', but PyTorch finds no such GPU"),
+    ):
+        CALLS[name](sections, trained)

@@ -32,6 +32,9 @@ MIN_NEIGHBOURHOODS = 2
 SMOOTHED = 19
 """Spots over which scores are averaged."""
 
+MIN_REFERENCE = 100
+"""Training spots from which the strangest hundredth of them is known."""
+
 N_BLOCKS = 3
 """Blocks of a section, each of which is judged once."""
 
@@ -234,6 +237,8 @@ def fit_novelty(
         scores_NK[judged_N] = strangeness(*fit_pair(values_NS[taught_N], own_N), values_NS[judged_N], logits)
     ends = np.cumsum([len(part) for part in features])[:-1]
     parts = [smoothed(part, place) for part, place in zip(np.split(scores_NK, ends), positions, strict=True)]
+    if fair_N.sum() < MIN_REFERENCE:
+        return None
     reference_NK = np.concatenate(parts)[fair_N]
     centre_K, high_K = np.quantile(reference_NK, [0.5, 0.9], axis=0)
     spread_K = np.maximum(high_K - centre_K, TINY)

@@ -220,9 +220,12 @@ def check_size(backbone: BackboneConfig, sizes: Mapping[str, int]) -> str:
 
 
 def find_device() -> torch.device:
-    """Return the device that Fabric will choose, as far as memory is concerned."""
+    """Return the device that Fabric will choose, as far as memory is concerned; raise if there is none such."""
     name = settings.accelerator
-    if name in ("cuda", "gpu") or (name == "auto" and torch.cuda.is_available()):
+    if name == "cuda" and not torch.cuda.is_available():
+        msg = "settings.accelerator is 'cuda', but PyTorch finds no such GPU; set it to 'auto' or 'cpu'"
+        raise ValueError(msg)
+    if name in ("auto", "cuda", "gpu") and torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device(name if name in ("cpu", "mps") else "cpu")
 

@@ -54,16 +54,15 @@ def category_colors(adata: AnnData, key: str, names: Sequence[str], *, like: str
 def stored_colors(adata: AnnData, key: str) -> dict[str, str]:
     """Return the colours of ``uns[f"{key}_colors"]`` by label.
 
-    A list has the colours of all categories in their order, also of those that stand for missing labels; it may be too
-    short if categories were added since. A longer one belongs to other categories and is ignored. A mapping has its
-    names beside the colours.
+    A list has the colours of all categories in their order, also of those that stand for missing labels; one of another
+    length belongs to other categories and is ignored. A mapping has its names beside the colours.
     """
     stored = adata.uns[f"{key}_colors"]
     if isinstance(stored, Mapping):
         pairs = [*stored.items()]
     else:
         categories = _all_categories(adata.obs[key])
-        if len(stored) > len(categories):
+        if len(stored) != len(categories):
             logger.warning(
                 "uns[%r] has %d colours for the %d categories of obs[%r] and is not used",
                 *(f"{key}_colors", len(stored), len(categories), key),
@@ -79,7 +78,8 @@ def stored_colors(adata: AnnData, key: str) -> dict[str, str]:
 
 
 def as_hex(color: Any, key: str) -> str:
-    """Return a colour as upper-case hex."""
+    """Return a colour as upper-case hex; files may hold text as bytes."""
+    color = color.decode() if isinstance(color, bytes) else color
     try:
         return to_hex(color).upper()
     except ValueError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from strecur._anndata import find_spatial_key, read_array, read_grid, read_pitches, require
+from strecur._anndata import find_spatial_key, read_grid, read_pitches, read_xy, require
 from strecur.pl._figure import MAX_COLUMNS, check_axes, make_panels
 from strecur.pl._results import choose_sections
 from strecur.pl._scale import add_scale_bar
@@ -204,7 +204,7 @@ def _resolution(slide: Mapping) -> str | None:
 
 def _read_coordinates(table: AnnData, rows: np.ndarray, spatial_key: str) -> np.ndarray:
     require(table.obsm, spatial_key, where="obsm", hint="spatial_key names the coordinates (x, y) of the spots")
-    xy = read_array(table, spatial_key)
+    xy = read_xy(table, spatial_key)
     if xy.ndim != 2 or xy.shape[1] < 2:
         msg = f"adata.obsm[{spatial_key!r}] has shape {xy.shape}; expected spots × 2"
         raise ValueError(msg)

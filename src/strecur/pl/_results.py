@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from strecur._anndata import find_library_key, open_table, read_sections, require
 from strecur._arguments import meant
-from strecur._labels import read_categories
+from strecur._labels import as_text, read_categories
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -72,7 +72,8 @@ def choose_sections(
 
 def _choose_names(library_id: str | Sequence[str] | None, existing: Sequence[str], where: str) -> list[str]:
     """Return the names of the sections to draw after checking that they exist; all if ``library_id`` is ``None``."""
-    wanted = [library_id] if isinstance(library_id, str) else list(existing if library_id is None else library_id)
+    given = existing if library_id is None else np.atleast_1d(np.asarray(library_id, dtype=object))
+    wanted = [as_text(name) for name in given]
     unknown = [name for name in wanted if name not in existing]
     if unknown:
         msg = f"library_id={unknown} are not sections of {where}{meant(unknown[0], existing)}; there are {existing}"

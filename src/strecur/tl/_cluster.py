@@ -13,9 +13,9 @@ from strecur._anndata import (
     find_library_key,
     find_spatial_key,
     open_table,
-    read_array,
     read_representation,
     read_sections,
+    read_xy,
     require,
     write,
 )
@@ -179,7 +179,7 @@ def read_places(table: AnnData, library_key: str | None, spatial_key: str) -> np
     """Return coordinates centred in each section and scaled to a root mean square distance of one from its centre."""
     require(table.obsm, spatial_key, where="obsm", hint="spatial_key names the coordinates (x, y) of the spots")
     sections = read_sections(table, library_key)
-    xy = read_array(table, spatial_key)
+    xy = read_xy(table, spatial_key)
     if xy.ndim != 2 or xy.shape[1] < 2 or not np.isfinite(xy).all():
         msg = f"adata.obsm[{spatial_key!r}] is not finite coordinates of all spots, spots × 2; leave out spatial_weight"
         raise ValueError(msg)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from strecur._anndata import read_matrix, read_representation, require
+from strecur._labels import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,7 +67,7 @@ def read_by_section(table: AnnData, key: str, sections: Sections) -> dict[str, s
     if table.obs[key].isna().any():
         msg = f"adata.obs[{key!r}] is missing for {int(table.obs[key].isna().sum())} spots; every section needs one"
         raise ValueError(msg)
-    values = table.obs[key].astype(str).to_numpy()
+    values = np.array([as_text(value) for value in table.obs[key]], dtype=object)
     found = {name: sorted(set(values[sections.rows(name)])) for name in sections.names}
     mixed = {name: several for name, several in found.items() if len(several) > 1}
     if mixed:
@@ -79,7 +80,9 @@ def choose_groups(group_of: Mapping[str, str], measured: Sequence[str], groups: 
     """Return the groups to hold out, each of which can be scored and leaves others to learn from."""
     present = sorted(set(group_of.values()))
     usable = sorted({group_of[name] for name in measured})
-    wanted = present if groups is None else [str(group) for group in np.atleast_1d(np.asarray(groups, dtype=object))]
+    wanted = (
+        present if groups is None else [as_text(group) for group in np.atleast_1d(np.asarray(groups, dtype=object))]
+    )
     unknown = [group for group in wanted if group not in present]
     if unknown:
         msg = f"groups {unknown} do not exist; there are {present}"

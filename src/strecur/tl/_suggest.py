@@ -145,7 +145,7 @@ def suggest_annotation(
     require_results(table, model, key)
     data = read_section_data(table, library_key)
     labels = None if label_key is None else read_labels(data.table, label_key)
-    open_N = np.ones(len(data.spot_N), dtype=bool) if labels is None else labels.isna().to_numpy()
+    open_N = np.ones(len(data.spot_N), dtype=bool) if labels is None else labels.isna().to_numpy(copy=True)
     weight_N = weigh_spots(data, key)
     open_N &= np.isfinite(weight_N)
     if not open_N.any():

@@ -66,7 +66,7 @@ class ExpressionFeatures:
 def fit_expression_features(adata: AnnData, sections: Sections, options: Features, rng: int) -> ExpressionFeatures:
     """Fit genes and components on all spots of ``adata``, which must hold the training sections and nothing else."""
     layer, size_factor_key = options.layer, options.size_factor_key
-    genes = pd.unique(np.array(clean_genes(adata.var_names), dtype=object))
+    genes = pd.unique(np.array([gene for gene in clean_genes(adata.var_names) if gene], dtype=object))
     selection, _ = align_genes(adata, genes, min_share=1.0)
     row_sums = options.normalise and size_factor_key is None
     if row_sums:

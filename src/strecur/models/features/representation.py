@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from strecur._anndata import find_spatial_key, read_array, read_representation, require
+from strecur._anndata import find_spatial_key, read_representation, read_xy, require
 from strecur._geometry import COMPOSE, ELEMENTS, KEEP_ROWS
 from strecur.models.features.components import fit_components
 
@@ -132,7 +132,7 @@ def orientation(adata: AnnData, grid: Grid, rows: np.ndarray) -> int:
     spatial_key = find_spatial_key(adata, None)
     if spatial_key not in adata.obsm:
         return 0
-    xy = read_array(adata, spatial_key)[rows, :2]
+    xy = read_xy(adata, spatial_key)[rows, :2]
     known = np.isfinite(xy).all(axis=1)
     if known.sum() < 2:
         return 0

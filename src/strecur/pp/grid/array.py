@@ -25,6 +25,9 @@ FEW = 0.05
 SURE, UNLIKELY = 50, 0.25
 """Number of spots from which a share of the less frequent parity between FEW and this one fits no lattice."""
 
+SHIFTED = 0.5
+"""Share of the misfit that remains where columns were counted in each row."""
+
 ISOLATED = 0.1
 """With fewer spots that have a neighbour, whole numbers are pixels rather than positions of an array."""
 
@@ -61,6 +64,36 @@ def usable_array(name: str, array: np.ndarray, xy: np.ndarray) -> np.ndarray | N
         )
         return None
     return array.astype(np.int64)
+
+
+def doubled(part: SectionSpots) -> SectionSpots:
+    """Double the columns of a hex lattice that are counted in each row: 0, 1, 2 instead of 0, 2, 4 and 1, 3, 5.
+
+    In such an array, neighbouring rows are shifted by half a column, which the coordinates tell.
+    """
+    if part.array is None or len(part.array) < MIN_SPOTS or _odd_ones(part.array).mean() <= FEW:
+        return part
+    row, col = part.array.T
+    candidates = [part.array, *(np.column_stack([row, 2 * col + (row + shift) % 2]) for shift in (0, 1))]
+    misses = [_miss(array, part.xy) for array in candidates]
+    best = int(np.argmin(misses))
+    if not best or misses[best] > SHIFTED * misses[0] or _aspect(fit_affine(candidates[best], part.xy)) < HEX_ASPECT:
+        return part
+    logger.warning(
+        "section %r: every second row is shifted by half a column, so obs['array_col'] counts the columns of each row; "
+        "it is doubled, as Space Ranger does on a hex lattice",
+        part.name,
+    )
+    return replace(part, array=candidates[best])
+
+
+def _miss(array: np.ndarray, xy: np.ndarray) -> float:
+    """Return how far spots lie from their array under the best affine map; infinite if there is none."""
+    fit, known = fit_affine(array, xy), np.isfinite(xy).all(axis=1)
+    if not np.isfinite(fit).all():
+        return np.inf
+    centred = array[known] - array[known].mean(axis=0)
+    return float(np.linalg.norm(xy[known] - xy[known].mean(axis=0) - centred @ fit, axis=1).mean())
 
 
 def are_array_positions(xy: np.ndarray) -> bool:

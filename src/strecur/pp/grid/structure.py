@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from strecur._anndata import logger, read_array
+from strecur._anndata import logger, read_xy
 from strecur.pp.grid.placement import MIN_SPOTS
 
 if TYPE_CHECKING:
@@ -44,29 +44,68 @@ def check_overlap(
     if adata.n_obs < MIN_SPOTS:
         return
     nearest, contact = _nearest(xy, sections.codes), None
-    for column in _columns(adata, library_key):
-        codes = pd.factorize(adata.obs[column])[0]
+    columns: dict[str | None, pd.Series] = {c: adata.obs[c] for c in _columns(adata, library_key)}
+    if library_key is None and (suffixes := _suffixes(adata)) is not None:
+        columns[None] = suffixes
+    for column, values in columns.items():
+        codes = pd.factorize(values)[0]
         if _share_mixed(codes, nearest) <= MIXED:
             continue
         contact = _contact(xy, sections.codes) if contact is None else contact
         # the spots of each section or field of view keep a distance from one another, not from those of another one
         own = _contact(xy, pd.factorize(pd.MultiIndex.from_arrays([sections.codes, codes]))[0])
-        if own > (NAMED_CONTACT if _is_named(adata, column) else MORE_CONTACT) * contact:
+        if own > (NAMED_CONTACT if column is None or _is_named(adata, column) else MORE_CONTACT) * contact:
+            if column is None:
+                raise ValueError(_suffix_message(values, spatial_key))
             raise ValueError(_overlap_message(adata, column, codes, sections, library_key, spatial_key))
 
 
-def warn_of_sections(adata: AnnData) -> None:
-    """Warn if all spots are taken as one section although a column names several."""
+def warn_of_sections(adata: AnnData, xy: np.ndarray | None) -> None:
+    """Warn if all spots are taken as one section although a column names several.
+
+    Regions that lie on top of each other in other coordinates were put in their places in these, as are fields of view
+    in coordinates of the slide.
+    """
+    images = list(adata.uns.get("spatial", {}))
+    if len(images) > 1:
+        logger.warning(
+            "all spots are taken as one section, but uns['spatial'] has several, %s; pass library_key to keep these "
+            "apart",
+            images[:5],
+        )
+        return
     for column in _columns(adata, None):
         sizes = adata.obs[column].value_counts()
         names = [str(name) for name in sizes.index[sizes > 0]]
-        if _knows_sections(adata, column) and sizes[sizes > 0].median() >= MIN_SPOTS:
-            logger.warning(
-                "all spots are taken as one section, but obs[%r] has %d values %s; pass library_key=%r to keep these "
-                "apart",
-                *(column, len(names), names[:5], column),
-            )
-            return
+        if not _knows_sections(adata, column) or sizes[sizes > 0].median() < MIN_SPOTS:
+            continue
+        if not _names_sections(column) and _is_stitched(adata, column, xy):
+            continue
+        logger.warning(
+            "all spots are taken as one section, but obs[%r] has %d values %s; pass library_key=%r to keep these apart",
+            *(column, len(names), names[:5], column),
+        )
+        return
+
+
+def _is_stitched(adata: AnnData, column: str, xy: np.ndarray | None) -> bool:
+    """Return whether the values of a column lie on top of each other in coordinates that were moved to these."""
+    if xy is None:
+        return False
+    codes, one = pd.factorize(adata.obs[column])[0], np.zeros(adata.n_obs, dtype=int)
+    rows = np.flatnonzero(codes == np.bincount(codes[codes >= 0]).argmax())
+    for key in _pairs(adata):
+        other = _read_finite(adata, key)
+        if other is not None and _share_mixed(codes, _nearest(other, one)) > MIXED and _is_moved(other[rows], xy[rows]):
+            return True
+    return False
+
+
+def _is_moved(before: np.ndarray, after: np.ndarray) -> bool:
+    """Return whether an affine map leads from coordinates to others, but for rounding."""
+    design = np.column_stack([before, np.ones(len(before))])
+    miss = after - design @ np.linalg.lstsq(design, after, rcond=None)[0]
+    return bool(np.abs(miss).max() <= 0.01 * np.ptp(after, axis=0).max())
 
 
 def separating_columns(adata: AnnData, place: pd.DataFrame, library_key: str | None) -> list[str]:
@@ -88,7 +127,11 @@ def _region_key(adata: AnnData) -> str | None:
 
 
 def _knows_sections(adata: AnnData, column: str) -> bool:
-    return column == _region_key(adata) or any(word in column.lower() for word in WHOLE)
+    return column == _region_key(adata) or _names_sections(column)
+
+
+def _names_sections(column: str) -> bool:
+    return any(word in column.lower() for word in WHOLE)
 
 
 def _columns(adata: AnnData, library_key: str | None) -> list[str]:
@@ -148,6 +191,20 @@ def _contact(xy: np.ndarray, codes: np.ndarray) -> float:
     return float(np.mean(np.concatenate(counts))) if counts else 0.0
 
 
+def _suffixes(adata: AnnData) -> pd.Series | None:
+    """Return the ends of the names of spots, such as "-0" and "-1", which tell sections of joined objects apart."""
+    ends = pd.Series(adata.obs_names, dtype=object).str.extract(r"[^-_]([-_][^-_]+)$")[0]
+    return ends if ends.notna().all() and 1 < ends.nunique() <= min(len(ends) / MIN_SPOTS, MAX_VALUES) else None
+
+
+def _suffix_message(suffixes: pd.Series, spatial_key: str) -> str:
+    return (
+        f"spots whose names end in {list(suffixes.unique()[:5])} lie on top of each other in {spatial_key!r}. If each "
+        "has coordinates of its own, store the end in a column, adata.obs['section'] = "
+        "adata.obs_names.str.extract('([-_][^-_]+)$')[0].to_numpy(), and pass library_key='section'"
+    )
+
+
 def _overlap_message(
     adata: AnnData, column: str, codes: np.ndarray, sections: Sections, library_key: str | None, spatial_key: str
 ) -> str:
@@ -159,20 +216,26 @@ def _overlap_message(
             f"If each has coordinates of its own, make a column of {library_key!r} and {column!r} together and pass it "
             "as library_key"
         )
-    others = [key for key in _other_coordinates(adata, spatial_key) if _is_apart(adata, key, codes, sections)]
-    if others:
-        msg += f". In adata.obsm[{others[0]!r}] they lie apart; pass spatial_key={others[0]!r} to use these"
+    others = [key for key in _pairs(adata) if key != spatial_key]
+    apart = [key for key in others if _is_apart(_read_finite(adata, key), codes, sections)]
+    if apart:
+        msg += f". In adata.obsm[{apart[0]!r}] they lie apart; pass spatial_key={apart[0]!r} to use these"
     return msg
 
 
-def _other_coordinates(adata: AnnData, spatial_key: str) -> list[str]:
-    """Return other entries of ``obsm`` of two columns."""
-    return [key for key in adata.obsm if key != spatial_key and tuple(adata.obsm[key].shape[1:]) == (2,)]
+def _pairs(adata: AnnData) -> list[str]:
+    """Return the entries of ``obsm`` of two columns."""
+    return [key for key in adata.obsm if tuple(adata.obsm[key].shape[1:]) == (2,)]
 
 
-def _is_apart(adata: AnnData, key: str, codes: np.ndarray, sections: Sections) -> bool:
+def _read_finite(adata: AnnData, key: str) -> np.ndarray | None:
+    """Read coordinates; ``None`` if these are not numbers, or some are missing."""
     try:
-        xy = read_array(adata, key)
+        xy = read_xy(adata, key)
     except ValueError:
-        return False
-    return bool(np.isfinite(xy).all()) and _share_mixed(codes, _nearest(xy, sections.codes)) <= MIXED
+        return None
+    return xy if np.isfinite(xy).all() else None
+
+
+def _is_apart(xy: np.ndarray | None, codes: np.ndarray, sections: Sections) -> bool:
+    return xy is not None and _share_mixed(codes, _nearest(xy, sections.codes)) <= MIXED

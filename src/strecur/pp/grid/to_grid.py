@@ -14,15 +14,23 @@ from strecur._anndata import (
     find_coordinates,
     logger,
     open_table,
+    read_pitches,
     read_sections,
     require,
     warn_of_background,
+    warn_of_rounding,
     write,
 )
 from strecur._arguments import check_number
-from strecur.pp.grid.array import ISOLATED, read_array_coordinates, usable_array, without_array_as_coordinates
+from strecur.pp.grid.array import (
+    ISOLATED,
+    doubled,
+    read_array_coordinates,
+    usable_array,
+    without_array_as_coordinates,
+)
 from strecur.pp.grid.layouts import Finding, common_layout, find_layout, place
-from strecur.pp.grid.placement import GridFit, SectionSpots, collect, share_with_neighbours
+from strecur.pp.grid.placement import MIN_SPOTS, GridFit, SectionSpots, collect, share_with_neighbours
 from strecur.pp.grid.structure import check_overlap, separating_columns, suggest, warn_of_sections
 
 if TYPE_CHECKING:
@@ -36,6 +44,12 @@ SOURCES = {"array": "array coordinates", "coordinates": "spot coordinates", "bot
 
 FAR = 2
 """A spot moved by more than this many sites is worth a warning."""
+
+SAME_SIZE = {"square": 1.5, "irregular": 3.0}
+"""Ratio of the distances between neighbouring spots up to which sections are taken for alike."""
+
+MANY = 50
+"""Number of spots from which most of them cannot be sections by themselves."""
 
 SHARED = 0.01
 """Share of cells at the coordinates of another one above which they are worth a warning."""
@@ -139,7 +153,7 @@ def to_grid(
     check_free(table, key_added, default="grid")
     _check_options(layout, cells_per_pitch)
     sections = read_sections(table, library_key)
-    _check_section_names(sections.names)
+    _check_section_names(table, sections, library_key)
     xy = _find_positions(adata, table, spatial_key)
     array = None if layout == "irregular" else read_array_coordinates(table)
     parts = _split(table, sections, array, xy, layout)
@@ -162,6 +176,7 @@ def to_grid(
     }
     found = {} if xy is None or spatial_key in table.obsm else {spatial_key: xy}
     write(table, obsm={key_added: _to_int32(fit.sites), **found}, uns={key_added: record})
+    _warn_of_sizes(table, sections, fit.layout, key_added)
     return table if copy else None
 
 
@@ -177,15 +192,22 @@ def _check_options(layout: str, cells_per_pitch: float) -> None:
         raise ValueError(msg)
 
 
-def _check_section_names(names: list[str]) -> None:
-    bad = [name for name in names if "/" in name or not name]
+def _check_section_names(adata: AnnData, sections: Sections, library_key: str | None) -> None:
+    bad = [name for name in sections.names if "/" in name or not name]
     if bad:
         msg = f"section names {bad} cannot be keys of a file; rename them without '/' (Series.cat.rename_categories)"
+        raise ValueError(msg)
+    if adata.n_obs >= MANY and len(sections.names) > adata.n_obs / 2:
+        msg = (
+            f"adata.obs[{library_key!r}] has {len(sections.names)} values for {adata.n_obs} spots, as if it named the "
+            "spots; library_key names the column with the section of each spot"
+        )
         raise ValueError(msg)
 
 
 def _find_positions(data: AnnData | SpatialData, table: AnnData, spatial_key: str) -> np.ndarray | None:
     xy = find_coordinates(data, table, spatial_key)
+    warn_of_rounding(table, spatial_key)
     if xy is not None and (xy.ndim != 2 or xy.shape[1] != 2):
         msg = f"adata.obsm[{spatial_key!r}] has shape {xy.shape}; expected spots × 2 (x, y), so choose two columns"
         raise ValueError(msg)
@@ -205,7 +227,7 @@ def _split(
         rows = rows[np.lexsort((by_name[rows], xy[rows, 0], xy[rows, 1]))]
         own = None if array is None else usable_array(name, array[rows], xy[rows])
         part = SectionSpots(name, rows, own, xy[rows])
-        parts.append(without_array_as_coordinates(part) if layout in ("auto", "hex") else part)
+        parts.append(doubled(without_array_as_coordinates(part)) if layout in ("auto", "hex") else part)
     return parts
 
 
@@ -214,6 +236,13 @@ def _require_finite(adata: AnnData, parts: list[SectionSpots], xy: np.ndarray | 
     needed = [part for part in parts if part.array is None]
     if needed and xy is None:
         require(adata.obsm, spatial_key, where="obsm", hint="spatial_key names the coordinates (x, y) of the spots")
+    for part in needed:
+        if len(part.xy) >= MIN_SPOTS and not np.ptp(part.xy, axis=0).any():
+            msg = (
+                f"all {len(part.xy)} spots of section {part.name!r} have the same coordinates in "
+                f"adata.obsm[{spatial_key!r}]; read them again"
+            )
+            raise ValueError(msg)
     n_missing = sum(int((~np.isfinite(part.xy).all(axis=1)).sum()) for part in needed)
     if n_missing:
         msg = (
@@ -230,7 +259,7 @@ def _check_structure(
     if xy is not None and np.isfinite(xy).all():
         check_overlap(adata, xy, sections, library_key=library_key, spatial_key=spatial_key)
     if library_key is None:
-        warn_of_sections(adata)
+        warn_of_sections(adata, xy)
 
 
 def _check_shared(adata: AnnData, findings: list[Finding], layout: str, library_key: str | None) -> None:
@@ -294,6 +323,20 @@ def _report(fit: GridFit, sections: Sections, cells_per_pitch: float) -> None:
             "coordinates, or pass layout='irregular' if the spots are sparse",
             lonely,
         )
+
+
+def _warn_of_sizes(adata: AnnData, sections: Sections, layout: str, key: str) -> None:
+    """Warn if the spots of a section are much farther apart than those of another one."""
+    pitches, pitches_um = read_pitches(adata, sections.names, grid_key=key)
+    in_um = len(pitches_um) == len(pitches)
+    known, unit = (pitches_um, "µm") if in_um else (pitches, "units of the coordinates")
+    if layout == "hex" or not known or max(known) <= SAME_SIZE[layout] * min(known):
+        return
+    logger.warning(
+        "neighbouring spots are %.4g to %.4g %s apart in the sections of this object; if these are bins of several "
+        "sizes, or coordinates in several units, place each kind in an object of its own",
+        *(min(known), max(known), unit),
+    )
 
 
 def _to_int32(sites: np.ndarray) -> np.ndarray:

@@ -74,6 +74,7 @@ class PatchPlan:
 def read_coordinates(data: AnnData | SpatialData, table: AnnData, spatial_key: str) -> np.ndarray:
     """Read spot coordinates (x, y); missing ones are NaN."""
     coordinates = _anndata.find_coordinates(data, table, spatial_key)
+    _anndata.warn_of_rounding(table, spatial_key)
     if coordinates is None:
         _anndata.require(table.obsm, spatial_key, where="obsm", hint="spatial_key names the spot coordinates")
     assert coordinates is not None

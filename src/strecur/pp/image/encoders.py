@@ -384,6 +384,9 @@ def _device() -> torch.device:
             msg = "settings.accelerator is 'gpu', but torch finds no GPU"
             raise RuntimeError(msg)
         return torch.device("cpu")
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        msg = "settings.accelerator is 'cuda', but PyTorch finds no such GPU; set it to 'auto' or 'cpu'"
+        raise ValueError(msg)
     return torch.device(accelerator)
 
 

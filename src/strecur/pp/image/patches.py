@@ -17,7 +17,7 @@ from strecur._settings import settings
 from strecur.pp.image.cutting import PatchPlan, cut, mpp_of, patch_side, place, read_coordinates, tissue_fraction
 from strecur.pp.image.encoders import Encoder, as_encoder, probe
 from strecur.pp.image.options import Patches, as_patches
-from strecur.pp.image.sources import find_images, read_mpp
+from strecur.pp.image.sources import check_visium, find_images, read_mpp
 from strecur.pp.image.stain import StainNormalizer, read_stain_reference
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ def embed_patches(
     jobs = []
     for name, source in sources.items():
         rows = sections.rows(name)
+        check_visium(table, name, rows, coordinates[rows], alone=len(sections.names) == 1)
         unit = mpp_of(mpp, name)
         if unit is None:
             unit = read_mpp(table, name, rows, coordinates[rows], alone=len(sections.names) == 1)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from strecur._anndata import read_array
+from strecur._anndata import read_xy
 from strecur.pp.image.decoding import container_image, is_container, open_image, scales_of
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ MAX_DISAGREEMENT_PX = 2.0
 
 FEW = 500
 """Number of spots from which the units of the coordinates are determined."""
+
+SURELY_SMALLER, SAME_PITCH = 0.6, 0.3
+"""Scale below which pixels of an image cannot be taken for those of the full-resolution one, and the logarithm of the
+ratio of distances that are taken for the same."""
 
 VISIUM_SPOT_UM = 65.0
 """Length of Space Ranger's ``spot_diameter_fullres`` (not the 55 µm of the printed spot)."""
@@ -210,7 +215,9 @@ def _given(source: Any, name: str, scale: float, size: FullSize | None) -> Image
         layer = container_image(source, label=label, section=name)
         return ImageSource(label, layer, scaled(scale) @ _of_container(source))
     if "transform" in getattr(scales_of(source)[0], "attrs", {}):
-        return ImageSource("image element", source, scaled(scale) @ _to_pixels(None, source, "the given one"))
+        return ImageSource(
+            "image element", source, scaled(scale) @ _to_pixels({"global": np.eye(3)}, source, "the given one")
+        )
     label = f"array {tuple(source.shape)}" if hasattr(source, "shape") else type(source).__name__
     return ImageSource(label, source, scaled(scale), size)
 
@@ -295,39 +302,90 @@ def _is_full_image(path: Path, library: Mapping) -> bool:
 
 def _from_element(sdata: SpatialData, table: AnnData, element: str, rows: np.ndarray, spatial_key: str) -> ImageSource:
     """Find an image element, and SpatialData's transformation from the spots to its pixels."""
-    frame = _element_of_coordinates(sdata, table, element, rows, spatial_key)
-    return ImageSource(f"images[{element!r}]", sdata.images[element], _to_pixels(frame, sdata.images[element], element))
+    systems = _systems_of_coordinates(sdata, table, element, rows, spatial_key)
+    return ImageSource(
+        f"images[{element!r}]", sdata.images[element], _to_pixels(systems, sdata.images[element], element)
+    )
 
 
-def _element_of_coordinates(
+def _systems_of_coordinates(
     sdata: SpatialData, table: AnnData, element: str, rows: np.ndarray, spatial_key: str
-) -> object:
-    """Return the element in whose units the spot coordinates are; ``None`` if the table annotates no element."""
+) -> dict[str, np.ndarray]:
+    """Return the affine map (3 × 3, of x and y) from the spot coordinates to each coordinate system that is known.
+
+    Spots are in the units of the element that they annotate, or in one of its coordinate systems, such as cells of
+    several fields of view in the system of the slide, or in the units of other shapes. If the table annotates no
+    element, the coordinates are global.
+    """
     attributes = table.uns.get("spatialdata_attrs")
     if attributes is None:
-        return None
-    regions = table.obs[attributes["region_key"]].iloc[rows].astype(str).unique()
-    if len(regions) > 1:
-        msg = f"the spots of image {element!r} belong to several regions, {list(regions)}; pass library_key"
-        raise ValueError(msg)
-    region = sdata[regions[0]]
+        return {"global": np.eye(3)}
+    regions = table.obs[attributes["region_key"]].iloc[rows].astype(str).to_numpy()
+    first = sdata[regions[0]]
     if spatial_key not in table.obsm:
-        return region
+        _check_one_region(regions, element)
+        return _systems_of(first)
+    spots = {
+        region: _few_spots(table, rows[regions == region], attributes["instance_key"], spatial_key)
+        for region in dict.fromkeys(regions)
+    }
     # Cells of Xenium annotate labels, in pixels, but their coordinates and outlines are in µm.
-    rows = rows[:: max(1, len(rows) // FEW)]
-    few, xy = table.obs.iloc[rows], read_array(table, spatial_key)[rows, :2]
-    instances = few[attributes["instance_key"]].to_numpy()
-    lie = _lie_on_labels if regions[0] in sdata.labels else _lie_at_shapes
-    if lie(region, instances, xy):
-        return region
+    if all(_lies_at(sdata, region, *few) for region, few in spots.items()):
+        _check_one_region(regions, element)
+        return _systems_of(first)
+    for system in _systems_of(first):
+        if all(_lies_in(sdata, region, *few, system) for region, few in spots.items()):
+            return {system: np.eye(3)}
+    _check_one_region(regions, element)
+    few, (_, xy) = table.obs.iloc[_few(rows)], spots[regions[0]]
     for shapes in sdata.shapes.values():
         if any(_lie_at_shapes(shapes, names, xy) for names in (few.index, *(few[c].to_numpy() for c in few))):
-            return shapes
+            return _systems_of(shapes)
     msg = (
         f"the units of obsm[{spatial_key!r}] are unknown: the spots annotate the element {regions[0]!r}, but do not "
         f"lie on it, nor at the shapes {list(sdata.shapes)}; give the image as an array or path, with image_scale"
     )
     raise ValueError(msg)
+
+
+def _check_one_region(regions: np.ndarray, element: str) -> None:
+    if len(names := list(dict.fromkeys(regions))) > 1:
+        msg = f"the spots of image {element!r} belong to several regions, {names}; pass library_key"
+        raise ValueError(msg)
+
+
+def _systems_of(element: Any) -> dict[str, np.ndarray]:
+    """Return the affine map (3 × 3, of x and y) from the units of an element to each of its coordinate systems."""
+    from spatialdata.transformations import get_transformation
+
+    axes = ("x", "y"), ("x", "y")
+    found = get_transformation(element, get_all=True)
+    return {system: np.asarray(found[system].to_affine_matrix(*axes)) for system in found}
+
+
+def _few(rows: np.ndarray) -> np.ndarray:
+    return rows[:: max(1, len(rows) // FEW)]
+
+
+def _few_spots(table: AnnData, rows: np.ndarray, instance_key: str, spatial_key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the instances and coordinates of a few spots."""
+    rows = _few(rows)
+    return table.obs[instance_key].to_numpy()[rows], read_xy(table, spatial_key)[rows, :2]
+
+
+def _lies_at(sdata: SpatialData, region: str, instances: np.ndarray, xy: np.ndarray) -> bool:
+    """Tell whether instances of an element lie at these coordinates, in the units of the element."""
+    lie = _lie_on_labels if region in sdata.labels else _lie_at_shapes
+    return lie(sdata[region], instances, xy)
+
+
+def _lies_in(sdata: SpatialData, region: str, instances: np.ndarray, xy: np.ndarray, system: str) -> bool:
+    """Tell whether instances of an element lie at these coordinates of a coordinate system."""
+    to_system = _systems_of(sdata[region]).get(system)
+    if to_system is None:
+        return False
+    back = np.linalg.inv(to_system)
+    return _lies_at(sdata, region, instances, xy @ back[:2, :2].T + back[:2, 2])
 
 
 def _lie_on_labels(labels: Any, instances: np.ndarray, xy: np.ndarray) -> bool:
@@ -341,7 +399,7 @@ def _lie_on_labels(labels: Any, instances: np.ndarray, xy: np.ndarray) -> bool:
     return bool(np.mean(found == instances[inside]) > 0.5)
 
 
-def _lie_at_shapes(shapes: GeoDataFrame, names: Sequence, xy: np.ndarray) -> bool:
+def _lie_at_shapes(shapes: GeoDataFrame, names: Sequence | np.ndarray, xy: np.ndarray) -> bool:
     """Tell whether shapes of these names lie at these coordinates."""
     position = shapes.index.get_indexer(names)
     known = np.flatnonzero(position >= 0)
@@ -355,21 +413,13 @@ def _lie_at_shapes(shapes: GeoDataFrame, names: Sequence, xy: np.ndarray) -> boo
     return bool(np.median(away) <= tolerance)
 
 
-def _to_pixels(frame: object, image: Any, element: str) -> np.ndarray:
-    """Return the affine map (3 × 3, of x and y) from the units of an element to the pixels of an image.
+def _to_pixels(spots: dict[str, np.ndarray], image: Any, element: str) -> np.ndarray:
+    """Return the affine map (3 × 3, of x and y) from spot coordinates to the pixels of an image.
 
     Readers put both into several coordinate systems, which have to agree.
     """
-    from spatialdata.transformations import Identity, get_transformation
-
-    axes = ("x", "y"), ("x", "y")
-    spots = {"global": Identity()} if frame is None else get_transformation(frame, get_all=True)
-    pixels = get_transformation(image, get_all=True)
-    maps = {
-        system: np.linalg.inv(pixels[system].to_affine_matrix(*axes)) @ spots[system].to_affine_matrix(*axes)
-        for system in pixels
-        if system in spots
-    }
+    pixels = _systems_of(image)
+    maps = {system: np.linalg.inv(pixels[system]) @ spots[system] for system in pixels if system in spots}
     if not maps:
         msg = f"image {element!r} is in the coordinate systems {list(pixels)}, the spots are in {list(spots)}"
         raise ValueError(msg)
@@ -399,13 +449,61 @@ def read_mpp(table: AnnData, name: str, rows: np.ndarray, coordinates: np.ndarra
         return float(factors["microns_per_pixel"])
     if "fiducial_diameter_fullres" not in factors:
         return None
-    if {"array_row", "array_col"} <= set(table.obs) and len(rows) >= 10:
-        array = table.obs[["array_row", "array_col"]].iloc[rows].to_numpy(dtype=float)
-        known = np.isfinite(array).all(axis=1) & np.isfinite(coordinates).all(axis=1)
-        design = np.column_stack([array, np.ones(len(rows))])[known]
-        row_step, col_step, _ = np.linalg.lstsq(design, coordinates[known], rcond=None)[0]
-        # Neighbours of one row are two columns apart, neighbouring rows sqrt(3)/2 pitches.
-        pitch = (2 * np.linalg.norm(col_step) + 2 / np.sqrt(3) * np.linalg.norm(row_step)) / 2
-        if pitch > 0:
-            return float(VISIUM_PITCH_UM / pitch)
+    pitch = _array_pitch(_array_steps(table, rows, coordinates))
+    if pitch > 0:
+        return float(VISIUM_PITCH_UM / pitch)
     return float(VISIUM_SPOT_UM / float(factors["spot_diameter_fullres"]))
+
+
+def check_visium(table: AnnData, name: str, rows: np.ndarray, coordinates: np.ndarray, *, alone: bool) -> None:
+    """Compare the coordinates of a Visium section with its array and with the diameter of its spots.
+
+    Raise if they are pixels of a downscaled image, warn if they are the mirror image of the array.
+    """
+    steps = _array_steps(table, rows, coordinates)
+    if not np.isfinite(steps).all() or not _is_visium(table, rows, steps):
+        return
+    if np.linalg.det(steps) > 0:  # (row, column) against (x, y)
+        logger.warning(
+            "section %r: its coordinates are the mirror image of array_row and array_col; unless the image is "
+            "mirrored, x and y are exchanged",
+            name,
+        )
+    _, library = find_library(table, name, alone=alone)
+    diameter = float(library.get("scalefactors", {}).get("spot_diameter_fullres", np.nan))
+    for key, scale in image_scales(library).items():
+        pitch = diameter * scale * VISIUM_PITCH_UM / VISIUM_SPOT_UM
+        if scale < SURELY_SMALLER and abs(np.log(_array_pitch(steps) / pitch)) < SAME_PITCH:
+            msg = (
+                f"section {name!r}: the coordinates are pixels of the image {key!r}, not of the full-resolution one: "
+                f"spots are {_array_pitch(steps):.3g} apart and {diameter:.3g} wide (spot_diameter_fullres). Divide "
+                f"them by tissue_{key}_scalef, {scale:.4g}"
+            )
+            raise ValueError(msg)
+
+
+def _array_steps(table: AnnData, rows: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+    """Return the steps (x, y) of one array row and of one array column; NaN if they are not known."""
+    unknown = np.full((2, 2), np.nan)
+    if not {"array_row", "array_col"} <= set(table.obs) or len(rows) < 10:
+        return unknown
+    columns = [table.obs[column].iloc[rows].astype(object) for column in ("array_row", "array_col")]
+    array = np.column_stack([pd.to_numeric(column, errors="coerce") for column in columns]).astype(float)
+    known = np.isfinite(array).all(axis=1) & np.isfinite(coordinates).all(axis=1)
+    if known.sum() < 10:
+        return unknown
+    design = np.column_stack([array, np.ones(len(rows))])[known]
+    return np.linalg.lstsq(design, coordinates[known], rcond=None)[0][:2]
+
+
+def _array_pitch(steps: np.ndarray) -> float:
+    """Return the distance of neighbouring spots of Visium, which is two columns, and 2 / sqrt(3) rows."""
+    row_step, col_step = np.linalg.norm(steps, axis=1)
+    return float((2 * col_step + 2 / np.sqrt(3) * row_step) / 2)
+
+
+def _is_visium(table: AnnData, rows: np.ndarray, steps: np.ndarray) -> bool:
+    """Tell whether an array is that of Visium: one parity, and rows sqrt(3) times as far apart as columns."""
+    parity = table.obs[["array_row", "array_col"]].iloc[rows].astype(float).sum(axis=1) % 2
+    row_step, col_step = np.linalg.norm(steps, axis=1)
+    return bool(min(parity.mean(), 1 - parity.mean()) < 0.05 and 1.5 < row_step / max(col_step, 1e-12) < 2)
