@@ -27,7 +27,6 @@ import strecur as st
 from strecur.nn import WindowedConfig
 
 N_BASES, N_ROWS, N_GENES, N_DOMAINS = 8, 84, 400, 5
-N_SAMPLED, N_EPOCHS = 4, 6
 KILLS = 2
 
 
@@ -54,12 +53,12 @@ def make_cohort(folder: Path, n_sections: int) -> list[Path]:
     return files
 
 
-def train(folder: Path, place: Path, width: int) -> None:
+def train(folder: Path, place: Path, options: argparse.Namespace) -> None:
     """Train on a sample of the cohort, and save the model."""
     start = time.process_time()
-    sample = st.tl.sample_cohort(folder, N_SAMPLED, label_key="domain")
-    network = WindowedConfig(width=width, n_heads=2, n_global=1)
-    model = st.tl.train_domains(sample, "domain", backbone=network, training={"max_epochs": N_EPOCHS})
+    sample = st.tl.sample_cohort(folder, options.n_sampled, label_key="domain")
+    network = WindowedConfig(width=options.width, n_heads=2, n_global=1)
+    model = st.tl.train_domains(sample, "domain", backbone=network, training={"max_epochs": options.epochs})
     model.save(place)
     names = ", ".join(model.sections)
     print(f"trained on {names} ({sample.n_obs:,} spots): {time.process_time() - start:.0f} s of one thread", flush=True)
@@ -155,6 +154,8 @@ def main() -> None:
     parser.add_argument("--sections", type=int, default=1000, help="number of sections")
     parser.add_argument("--every", type=int, default=100, help="sections between two measurements")
     parser.add_argument("--width", type=int, default=32, help="width of the network")
+    parser.add_argument("--n-sampled", type=int, default=4, help="sections to train on")
+    parser.add_argument("--epochs", type=int, default=15, help="passes over them")
     parser.add_argument("--kill", action="store_true", help="also kill a prediction, resume it, and compare")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -167,7 +168,7 @@ def main() -> None:
     size = sum(file.stat().st_size for file in files) / 1e6
     print(f"{len(files)} sections in files of {size / len(files):.1f} MB on average", flush=True)
     if not model.exists():
-        train(folder, model, options.width)
+        train(folder, model, options)
     subprocess.run([sys.executable, *sys.argv, "--measure"], check=True)
     score(out)
     if options.kill:

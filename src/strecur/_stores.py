@@ -10,6 +10,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -65,6 +66,11 @@ class StoredSection:
     n_spots: int
     state: str
     label: str = ""
+
+    @property
+    def where(self) -> slice | np.ndarray:
+        """Rows of the section in the file."""
+        return slice(None) if self.rows is None else self.rows
 
     def __str__(self) -> str:
         return str(self.file) if self.rows is None else f"{self.file}, section {self.name!r}"
@@ -143,7 +149,7 @@ def _sections_of(file: Path, library_key: str | None, table_key: str | None) -> 
     if outline.n_obs == 0:
         msg = f"{file} has no spots"
         raise ValueError(msg)
-    common = {"file": file, "table": table, "library_key": key, "state": _state_of(file)}
+    common: dict[str, Any] = {"file": file, "table": table, "library_key": key, "state": _state_of(file)}
     if len(sections.names) == 1:
         name = file.stem if key is None else sections.names[0]
         return [StoredSection(name=name, rows=None, n_spots=outline.n_obs, **common)]
@@ -216,12 +222,17 @@ def _state_of(file: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_columns(section: StoredSection, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """Read columns of ``obs`` of a section; those that its file does not have are left out."""
-    with _opened(section.file) as store:
-        group = store[section.table] if section.table else store
-        rows = slice(None) if section.rows is None else section.rows
-        return {key: _column(group, key)[rows] for key in keys if key in group["obs"]}
+def read_columns(sections: Sequence[StoredSection], keys: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    """Read columns of ``obs`` of sections, those that their file has; every file is read once."""
+    found: list[dict[str, np.ndarray]] = []
+    for (file, table), own in groupby(sections, lambda section: (section.file, section.table)):
+        columns = {}
+        if keys:
+            with _opened(file) as store:
+                group = store[table] if table else store
+                columns = {key: _column(group, key) for key in keys if key in group["obs"]}
+        found += [{key: values[section.where] for key, values in columns.items()} for section in own]
+    return found
 
 
 def column_names(section: StoredSection) -> list[str]:

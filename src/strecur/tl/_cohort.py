@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from strecur._stores import StoredSection
+    from strecur.options import Inference
 
 logger = logging.getLogger("strecur")
 
@@ -64,9 +65,9 @@ def sample_cohort(
 ) -> AnnData:
     """Read some sections of a cohort that does not fit into memory, to train on.
 
-    The sections are drawn at random. With ``label_key``, only annotated sections are drawn, and first those that
-    together have all domains of the cohort. With ``group_key``, no group has a second section before every group has
-    one.
+    The sections are drawn at random; with ``group_key``, in an order in which no group has a second one before every
+    group has one. With ``label_key``, only annotated sections are drawn, and first those that add domains, so that the
+    sample has all domains of the cohort if ``n_sections`` suffice.
 
     Parameters
     ----------
@@ -287,16 +288,17 @@ class Run:
             path, error = paths[section.label], errors.get(section.label, "")
             own.append((str(section.file), section.name, section.n_spots, "" if error else str(path), error))
             recorded.append({} if error else read_result_record(path, f"{self.key}/sections").iloc[0].to_dict())
-        recorded = pd.DataFrame(recorded, index=range(len(own))).drop(columns="n_spots", errors="ignore")
-        return pd.DataFrame(own, columns=COLUMNS).join(recorded)
+        others = pd.DataFrame(recorded, index=range(len(own))).drop(columns="n_spots", errors="ignore")
+        return pd.DataFrame(own, columns=COLUMNS).join(others)
 
 
 def plan_run(model: Any, options: dict[str, Any], library_key: str | None) -> Run:
     """Check the options of the prediction, before any section is read."""
     require_model(model, DomainModel, ExpressionModel, LinearExpressionModel)
-    verb, check = (trm_domains, check_domains_call)
+    verb: Callable[..., object] = trm_domains
+    check: Callable[..., Inference] = check_domains_call
     if isinstance(model, LinearExpressionModel):
-        verb, check = (predict_expression, check_expression_call)
+        verb, check = predict_expression, check_expression_call
     allowed = {name: p.default for name, p in inspect.signature(check).parameters.items() if name != "model"}
     unknown = sorted(set(options) - set(allowed))
     if unknown:
@@ -340,7 +342,7 @@ def choose_sections(
 ) -> list[StoredSection]:
     """Choose sections at random: first those that together have all labels, and groups in turn."""
     keys = [key for key in (label_key, group_key) if key is not None]
-    columns = [read_columns(section, keys) for section in stored] if keys else [{} for _ in stored]
+    columns = read_columns(stored, keys)
     labels = [set(clean_labels(found[label_key]).dropna()) if label_key in found else set() for found in columns]
     if label_key is not None and not any(label_key in found for found in columns):
         msg = f"{label_key!r} is not a column of obs in any file; {stored[0]} has {column_names(stored[0])}"
@@ -353,8 +355,8 @@ def choose_sections(
     if group_key is not None:
         groups = pd.Series([group_of(stored[i], columns[i], group_key) for i in order])
         order = order[np.argsort(groups.groupby(groups).cumcount().to_numpy(), kind="stable")]
-    chosen, left = [], list(order)
-    missing = set().union(*labels)
+    chosen: list[int] = []
+    left, missing = order.tolist(), set().union(*labels)
     while left and (n is None or len(chosen) < n):
         best = max(left, key=lambda i: len(labels[i] & missing))  # the first of the best
         chosen.append(best)
@@ -389,7 +391,8 @@ def join_sections(chosen: Sequence[StoredSection]) -> AnnData:
         msg = f"the lattices of the sections have different layouts, {layouts}; train on sections of one kind"
         raise ValueError(msg)
     column = next((section.library_key for section in chosen if section.library_key is not None), SECTION)
-    spacing, scales = {}, {}
+    spacing: dict[str, float] = {}
+    scales: dict[str, Any] = {}
     for section in chosen:
         part, own = parts[section.label], section.name if section.library_key is not None else SECTION
         part.obs[column] = section.label
