@@ -158,12 +158,13 @@ def _sections_of(file: Path, library_key: str | None, table_key: str | None) -> 
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """Open a file to read it; what goes wrong is said with its name."""
+def _opened(file: Path, table: str = "") -> Iterator[Any]:
+    """Open a file, or a table inside of it, to read it."""
     if file.is_dir():
         import zarr
 
-        yield zarr.open_group(file, mode="r")
+        store = zarr.open_group(file, mode="r")
+        yield store[table] if table else store
         return
     import h5py
 
@@ -173,7 +174,7 @@ def _opened(file: Path) -> Iterator[Any]:
         msg = f"{file} is damaged or no {H5AD} file: {error}"
         raise ValueError(msg) from error
     with handle:
-        yield handle
+        yield handle[table] if table else handle
 
 
 def _find_table(file: Path, store: Any, table_key: str | None) -> str:
@@ -228,8 +229,7 @@ def read_columns(sections: Sequence[StoredSection], keys: Sequence[str]) -> list
     for (file, table), own in groupby(sections, lambda section: (section.file, section.table)):
         columns = {}
         if keys:
-            with _opened(file) as store:
-                group = store[table] if table else store
+            with _opened(file, table) as group:
                 columns = {key: _column(group, key) for key in keys if key in group["obs"]}
         found += [{key: values[section.where] for key, values in columns.items()} for section in own]
     return found
@@ -237,8 +237,7 @@ def read_columns(sections: Sequence[StoredSection], keys: Sequence[str]) -> list
 
 def column_names(section: StoredSection) -> list[str]:
     """Return the names of the columns of ``obs`` of a section."""
-    with _opened(section.file) as store:
-        group = store[section.table] if section.table else store
+    with _opened(section.file, section.table) as group:
         return [str(name) for name in group["obs"].attrs["column-order"]]
 
 
@@ -246,8 +245,7 @@ def read_section(section: StoredSection) -> AnnData:
     """Read one section into memory, without images and graphs."""
     import anndata as ad
 
-    with _opened(section.file) as store:
-        group = store[section.table] if section.table else store
+    with _opened(section.file, section.table) as group:
         if section.rows is None:
             slots = ("X", "obs", "var", "obsm", "layers")
             found = {slot: ad.io.read_elem(group[slot]) for slot in slots if slot in group}
