@@ -834,6 +834,33 @@ raises(BENCHMARK, "a table without methods", KeyError, "strecur.tl.cross_validat
 raises(BENCHMARK, "an empty table", ValueError, "no rows", lambda table: table.iloc[:0])
 raises(BENCHMARK, "several axes", ValueError, "1 panels", ax=no_axes)
 
+# Cohorts in files
+
+SAMPLE, COHORT = "tl.sample_cohort", "tl.predict_cohort"
+for name in (SAMPLE, COHORT):
+    raises(name, "a path that does not exist", FileNotFoundError, "nowhere does not exist", lambda _paths: "nowhere")
+    raises(name, "a folder without sections", ValueError, "holds no .h5ad files", lambda _paths: world.empty_folder())
+    raises(name, "a file of another kind", ValueError, "is neither an .h5ad file nor", lambda _paths: file("notes.txt", "")())
+    raises(name, "a damaged file", ValueError, "is damaged or no .h5ad file", lambda _paths: file("damaged.h5ad", "")())
+    raises(name, "no path", ValueError, "paths is empty", lambda _paths: [])
+    raises(name, "an AnnData in place of paths", TypeError, "pass the path of a file or folder", lambda _paths: world.sections())
+    raises(name, "a file twice", ValueError, "more than once", lambda paths: [*paths, paths[0]])
+    raises(name, "a library_key that does not exist", KeyError, "there are", library_key="slide")
+    raises(name, "a table of an AnnData", ValueError, "table_key is for SpatialData", table_key="table")
+raises(SAMPLE, "no sections", ValueError, "at least one", n_sections=0)
+raises(SAMPLE, "a column of labels that does not exist", KeyError, "is not a column of obs in any file", label_key="layer")
+raises(SAMPLE, "a group_key that does not exist", KeyError, "there are", group_key="clinic")
+raises(SAMPLE, "a group_key that differs within sections", ValueError, "every section belongs to one group", group_key="domain")
+succeeds(SAMPLE, "more sections than there are", "all of them", lambda found, _paths, wanted: found.n_obs == wanted.n_obs, n_sections=9)
+raises(COHORT, "text as `model`", TypeError, "strecur.load_model", model="my_model")
+raises(COHORT, "a part of no whole", ValueError, "from '1/16' to '16/16'", shard="17/16")
+raises(COHORT, "a number as `shard`", ValueError, "from '1/16' to '16/16'", shard=3)
+raises(COHORT, "an unknown argument in `predict`", ValueError, "did you mean 'abstain'?", predict={"abstian": 0.5})
+raises(COHORT, "an unknown option of inference in `predict`", TypeError, "did you mean 'depth'?", predict={"inference": {"deph": 3}})
+raises(COHORT, "`coverage` of a model that is not calibrated", ValueError, "strecur.tl.calibrate", model=world.domain_model, predict={"coverage": 0.9})
+raises(COHORT, "the folder of the sections as `folder`", FileExistsError, "is not a result of strecur.tl.predict_cohort", folder=world.scratch)
+raises(COHORT, "genes of another panel in all sections", ValueError, "none of the 1 sections could be predicted", lambda _paths: world.other_panel_file())
+
 # Public sections and protocols
 
 for name, known in (("dlpfc", "151507"), ("her2st", "A1"), ("mob", "Rep1")):

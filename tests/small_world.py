@@ -233,6 +233,31 @@ def _model_folder() -> Path:
     return folder
 
 
+def section_files() -> list[Path]:
+    """Files of two of the sections."""
+    files = [scratch() / f"{name}.h5ad" for name in ("S1", "S2")]
+    for file in files:
+        if not file.exists():
+            adata = _sections()
+            adata[adata.obs["section"] == file.stem].write_h5ad(file)
+    return files
+
+
+def other_panel_file() -> Path:
+    """File of a section without a gene of the models."""
+    path = scratch() / "other.h5ad"
+    adata = sections()[:50].copy()
+    adata.var_names = [f"other{i}" for i in range(adata.n_vars)]
+    adata.write_h5ad(path)
+    return path
+
+
+def empty_folder() -> Path:
+    place = scratch() / "empty"
+    place.mkdir(exist_ok=True)
+    return place
+
+
 def log_values(seed: int = 0, shape: tuple[int, int] = (30, 6)) -> np.ndarray:
     return np.log2(np.random.default_rng(seed).poisson(3, shape) + 1.0)
 
@@ -276,6 +301,8 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
     "pp.high_mean_high_variance_genes": (raw, {"n_genes": 10, **SECTIONS}),
     "tl.train_domains": (sections, {"label_key": "domain", **QUICK}),
     "tl.trm_domains": (sections, {"model": calibrated, **SECTIONS}),
+    "tl.sample_cohort": (section_files, {"n_sections": 2, "label_key": "domain"}),
+    "tl.predict_cohort": (section_files, {"model": calibrated, "folder": lambda: scratch() / "results"}),
     "tl.train_expression": (
         pair,
         {**SECTIONS, **NETWORK, "n_components": 6, "neighbours": (9,), "genes": GENES, "max_epochs": 2},

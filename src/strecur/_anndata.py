@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +50,8 @@ def open_table(
             raise KeyError(msg)
         table = adata.tables[table_key]
     elif not (hasattr(adata, "obsm") and hasattr(adata, "var_names")):
-        msg = f"expected an AnnData or SpatialData object, got {type(adata).__name__}"
+        hint = "; strecur.tl.predict_cohort takes paths" if isinstance(adata, str | PathLike) else ""
+        msg = f"expected an AnnData or SpatialData object, got {type(adata).__name__}{hint}"
         raise TypeError(msg)
     elif table_key is not None:
         msg = "table_key is for SpatialData objects; leave it out for an AnnData"

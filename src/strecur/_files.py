@@ -6,14 +6,30 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Replace a file atomically."""
+    _replace(path, lambda fresh: write_through(fresh, data))
+
+
+def replace_by(path: Path, write: Callable[[Path], object]) -> None:
+    """Replace a file atomically by what a function writes to the path it is given."""
+
+    def write_and_flush(fresh: Path) -> None:
+        write(fresh)
+        with fresh.open("rb+") as file:
+            os.fsync(file.fileno())
+
+    _replace(path, write_and_flush)
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
     fresh = path.with_name(f".{path.name}.new")
     try:
-        write_through(fresh, data)
+        write(fresh)
         fresh.replace(path)
     except OSError:
         fresh.unlink(missing_ok=True)

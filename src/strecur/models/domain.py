@@ -203,23 +203,8 @@ class DomainModel(NetworkModel):
             for answer, linear_NC in zip(restarts, linear, strict=True)
         ]
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the model to a folder of ``config.json`` and ``weights.safetensors``.
-
-        Parameters
-        ----------
-        path
-            Folder to make.
-        overwrite
-            Replace a model that is there.
-
-        Raises
-        ------
-        FileExistsError
-            If there is a model and it is not to be replaced, or something else.
-        OSError
-            If the folder cannot be written; a model that was there is kept.
-        """
+    def _saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Split the model into JSON values and arrays."""
         features, arrays = features_to_saved(self.features)
         network, weights = network_to_saved(self.network, self.architecture, self.backbone, self.halting)
         config = {
@@ -242,7 +227,27 @@ class DomainModel(NetworkModel):
             arrays["conformal_scores"] = self.conformal_scores
         arrays |= novelty_to_arrays(self.novelty)
         arrays |= {f"baseline.{name}": value for name, value in asdict(self.baseline).items()}
-        save_folder(path, config, arrays | weights, known_to(self.backbone), overwrite=overwrite)
+        return config, arrays | weights
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model to a folder of ``config.json`` and ``weights.safetensors``.
+
+        Parameters
+        ----------
+        path
+            Folder to make.
+        overwrite
+            Replace a model that is there.
+
+        Raises
+        ------
+        FileExistsError
+            If there is a model and it is not to be replaced, or something else.
+        OSError
+            If the folder cannot be written; a model that was there is kept.
+        """
+        config, arrays = self._saved()
+        save_folder(path, config, arrays, known_to(self.backbone), overwrite=overwrite)
 
 
 def domains_from_saved(

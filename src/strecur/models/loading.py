@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strecur.models.domain import DomainModel, domains_from_saved
 from strecur.models.expression import ExpressionModel, LinearExpressionModel, expression_from_saved
-from strecur.models.io.folders import load_folder
+from strecur.models.io.folders import checksum, load_folder
 from strecur.models.network import BACKBONES
 
 if TYPE_CHECKING:
@@ -58,3 +59,9 @@ def load_model(
     known = BACKBONES | {config.name: config for config in backbones}
     config, arrays = load_folder(path, known)
     return FROM_SAVED[config["kind"]](config, arrays, known)
+
+
+def fingerprint(model: DomainModel | LinearExpressionModel) -> str:
+    """Digest of all that a model consists of: the same before it is saved and after it is loaded."""
+    config, arrays = model._saved()
+    return checksum(json.loads(json.dumps({**config, "strecur": None})), arrays)[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from strecur.tl._calibrate import calibrate, calibrate_expression, calibrate_halting
 from strecur.tl._cluster import cluster_latent
+from strecur.tl._cohort import predict_cohort, sample_cohort
 from strecur.tl._cross_validation import cross_validate
 from strecur.tl._domains import train_domains, trm_domains
 from strecur.tl._expression import predict_expression, train_expression
@@ -17,8 +18,10 @@ __all__ = [
     "cluster_latent",
     "cross_validate",
     "landscape",
+    "predict_cohort",
     "predict_expression",
     "recursion_sweep",
+    "sample_cohort",
     "suggest_annotation",
     "train_domains",
     "train_expression",

@@ -227,12 +227,15 @@ def trm_domains(
     >>> adata.obs["trm_domains"].cat.categories.to_list()
     ['L1', 'L2', 'L3']
     """
-    check_key(key_added)
-    require_model(model, DomainModel)
-    options = as_options(Inference, "inference", inference)
-    check_whole("rng", rng, least=0)
-    check_calibration(model, coverage, abstain)
-    check_novelty(model, novelty)
+    options = check_domains_call(
+        model,
+        inference=inference,
+        coverage=coverage,
+        abstain=abstain,
+        novelty=novelty,
+        rng=rng,
+        key_added=key_added,
+    )
     table = open_table(adata, table_key=table_key, copy=copy)
     check_free(table, key_added, default="trm_domains")
     data = read_section_data(table, library_key)
@@ -322,6 +325,26 @@ def of_all_spots(data: SectionData, values: np.ndarray | pd.Categorical) -> np.n
     if values.dtype.kind == "f":
         return data.spread(values)
     return data.spread(values, missing=UNLABELLED if values.dtype == np.int16 else 0)
+
+
+def check_domains_call(
+    model: DomainModel,
+    *,
+    inference: Inference | Mapping[str, Any] | None = None,
+    coverage: float | None = None,
+    abstain: float = 0.0,
+    novelty: float | None = None,
+    rng: int = 0,
+    key_added: str = "trm_domains",
+) -> Inference:
+    """Check what a call of :func:`trm_domains` asks of the model; return the options of the prediction."""
+    check_key(key_added)
+    require_model(model, DomainModel)
+    options = as_options(Inference, "inference", inference)
+    check_whole("rng", rng, least=0)
+    check_calibration(model, coverage, abstain)
+    check_novelty(model, novelty)
+    return options
 
 
 def check_novelty(model: DomainModel, novelty: float | None) -> None:

@@ -253,11 +253,7 @@ def predict_expression(
     >>> adata.obsm["trm_expression"].shape[1]
     5
     """
-    check_key(key_added)
-    require_model(model, ExpressionModel, LinearExpressionModel)
-    options = as_options(Inference, "inference", inference)
-    check_whole("rng", rng, least=0)
-    check_options(model, options, coverage)
+    options = check_expression_call(model, inference=inference, coverage=coverage, rng=rng, key_added=key_added)
     table = open_table(adata, table_key=table_key, copy=copy)
     check_free(table, key_added, default="trm_expression")
     library_key = find_library_key(table, library_key)
@@ -334,6 +330,23 @@ def describe_depth(target: ExpressionTarget) -> dict[str, object]:
         return {}
     key = {} if target.size_factor_key is None else {"size_factor_key": target.size_factor_key}
     return {"target_sum": target.median_size, **key}
+
+
+def check_expression_call(
+    model: LinearExpressionModel,
+    *,
+    inference: Inference | Mapping[str, Any] | None = None,
+    coverage: float | None = None,
+    rng: int = 0,
+    key_added: str = "trm_expression",
+) -> Inference:
+    """Check what a call of :func:`predict_expression` asks of the model; return the options of the prediction."""
+    check_key(key_added)
+    require_model(model, ExpressionModel, LinearExpressionModel)
+    options = as_options(Inference, "inference", inference)
+    check_whole("rng", rng, least=0)
+    check_options(model, options, coverage)
+    return options
 
 
 def check_options(model: LinearExpressionModel, options: Inference, coverage: float | None) -> None:
