@@ -29,6 +29,7 @@ FIRST_PARAMETER = {
     "pl.recursion_sweep": "table",  # what tl.recursion_sweep returned
     "pl.training": "model",  # the history belongs to the model, no AnnData is needed
     "pp.load_encoder": "name",
+    "pp.read_wsidata": "wsi",  # makes the AnnData
     "pp.tile_image": "image",  # makes the AnnData
 }
 # Parameters whose text begins alike everywhere; after the first clause a function may say what is particular to it.
