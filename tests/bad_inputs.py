@@ -316,8 +316,8 @@ def as_expected(result: object, _first: object, expected: object) -> bool:
 # What every function that takes sections has in common
 
 WITH_LIBRARY_KEY = [
-    *("pp.read_annotation", "get.annotation", "get.outlines", "get.write_annotation"),
-    *("pp.to_grid", "pp.embed_patches", "pp.fit_stain_reference", "pp.high_mean_high_variance_genes"),
+    *("pp.read_annotation", "get.annotation", "get.outlines", "get.write_annotation", "get.write_expression"),
+    *("get.spatialdata", "pp.to_grid", "pp.embed_patches", "pp.fit_stain_reference", "pp.high_mean_high_variance_genes"),
     *("tl.train_domains", "tl.trm_domains", "tl.train_expression", "tl.predict_expression", "tl.calibrate"),
     *("tl.calibrate_expression", "tl.calibrate_halting", "tl.recursion_sweep", "tl.landscape"),
     *("pl.domains", "pl.refinement", "pl.halt_steps", "pl.halt_summary", "pl.confidence", "pl.reliability"),
@@ -478,6 +478,7 @@ succeeds("pp.fit_stain_reference", "the name of one section", "a reference of it
 
 raises("pp.tile_image", "no pitch", ValueError, "give either pitch_um", pitch_px=None)
 raises("pp.tile_image", "`pitch_um` without `mpp`", ValueError, "needs mpp", pitch_px=None, pitch_um=100)
+raises("pp.tile_image", "`mpp=0`", ValueError, "must be positive", pitch_px=None, pitch_um=100, mpp=0)
 raises("pp.tile_image", "`pitch_um` and `pitch_px`", ValueError, "give either", pitch_um=100)
 raises("pp.tile_image", "an infinite pitch", ValueError, "pass a finite number", pitch_px=INF)
 raises("pp.tile_image", "text as `pitch_px`", TypeError, "pass a number", pitch_px="25")
@@ -491,6 +492,16 @@ raises("pp.tile_image", "`thumbnail_px=0`", ValueError, "at least one", thumbnai
 raises("pp.tile_image", "a file that does not exist", FileNotFoundError, "does not exist", lambda _image: "slide.tif")
 raises("pp.tile_image", "no image", ValueError, "expected grey, RGB or RGBA", lambda _image: np.zeros(3))
 raises("pp.tile_image", "a list as image", ValueError, "expected grey, RGB or RGBA", lambda _image: [None])
+
+raises("pp.tile_image", "a negative `mpp`", ValueError, "must be positive", mpp=-0.5)
+
+raises("pp.read_wsidata", "an AnnData", TypeError, "open the slide with wsidata.open_wsi", lambda _wsi: world.raw())
+raises("pp.read_wsidata", "a slide without `mpp`", ValueError, "call wsi.set_mpp", lambda w: w.attrs["slide_properties"].update(mpp=None))
+raises("pp.read_wsidata", "features that do not exist", KeyError, "lazyslide.tl.feature_extraction", feature_key="uni")
+raises("pp.read_wsidata", "misspelt tiles", KeyError, "did you mean 'tiles'", tile_key="tile")
+raises("pp.read_wsidata", "tiles without features", ValueError, "extract them again", lambda w: w.tables.update(toy_tiles=w.tables["toy_tiles"][:5]))
+raises("pp.read_wsidata", "a slash in the name of the section", ValueError, "not a legal key", section="a/b")
+raises("pp.read_wsidata", "a slash in `use_rep`", ValueError, "not a legal key", use_rep="a/b")
 
 # pp.high_mean_high_variance_genes
 
@@ -705,6 +716,16 @@ for name in ("get.outlines", "get.write_annotation"):
     raises(name, "no lattice", KeyError, "Run strecur.pp.to_grid", drop("obsm", "grid"))
     raises(name, "no label in the section", ValueError, "is missing for all", put("obs", "empty", lambda a: pd.Categorical([None] * a.n_obs, ["x"])), key="empty")
     raises(name, "spots without coordinates", KeyError, "spatial_key names", drop("obsm", "spatial"))
+for name in ("get.write_expression", "get.spatialdata"):
+    raises(name, "a missing prediction", KeyError, "Run strecur.tl.predict_expression", key="expression")
+    raises(name, "no lattice", KeyError, "Run strecur.pp.to_grid", drop("obsm", "grid"))
+    raises(name, "spots without coordinates", KeyError, "spatial_key names", drop("obsm", "spatial"))
+raises("get.write_expression", "a section that does not exist", KeyError, "is not a section", library_id="S9")
+raises("get.write_expression", "a gene that was not predicted", KeyError, "was not predicted", genes=["g1", "ERBB2"])
+raises("get.write_expression", "a suffix of another program", ValueError, "has to be .geojson", path="tiles.csv")
+raises("get.write_expression", "a unit that does not exist", ValueError, "one of ['um', 'hires', 'lowres']", scale="mm")
+raises("get.write_expression", "no prediction at all", ValueError, "has a prediction", poke("obsm", "trm_expression", slice(None), NAN))
+raises("get.spatialdata", "a name of a section that SpatialData cannot store", ValueError, "not a legal key", put("obs", "section", lambda a: ["a/b"] * a.n_obs))
 raises("get.annotation", "a column of many different numbers", ValueError, "domains are categories", key="cellularity")
 raises("get.write_annotation", "a suffix of another program", ValueError, ".csv (Loupe Browser) or .geojson (QuPath)", path="domains.svg")
 raises("get.write_annotation", "a unit that does not exist", ValueError, "one of ['um', 'hires', 'lowres']", scale="mm")

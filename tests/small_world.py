@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import calls
@@ -15,6 +16,7 @@ import pandas as pd
 from scipy import sparse
 from toy_histology import GENES, apply, join, make_section
 from toy_histology import train as train_expression
+from toy_slides import lazy_slide
 
 import strecur as st
 from strecur.nn import GenARConfig, WindowedConfig
@@ -22,7 +24,6 @@ from strecur.pp import Encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from anndata import AnnData
 
@@ -297,6 +298,7 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
     "pp.embed_patches": (raw, {"image": images, **PATCHES}),
     "pp.load_encoder": (None, {"name": "texture"}),
     "pp.tile_image": (image, {"pitch_px": 25}),
+    "pp.read_wsidata": (lambda: lazy_slide(Path("slide.svs")), {"feature_key": "toy"}),
     "pp.fit_stain_reference": (raw, SECTIONS),
     "pp.high_mean_high_variance_genes": (raw, {"n_genes": 10, **SECTIONS}),
     "tl.train_domains": (sections, {"label_key": "domain", **QUICK}),
@@ -338,6 +340,8 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
         {"path": lambda: scratch() / "domains.geojson", "library_id": "S1", **SECTIONS},
     ),
     "get.expression": (predicted, {}),
+    "get.write_expression": (predicted, {"path": lambda: scratch() / "tiles.geojson", **SECTIONS}),
+    "get.spatialdata": (predicted, SECTIONS),
     "pl.domains": (labelled, {"truth": "domain", "linear": True}),
     "pl.refinement": (labelled, {}),
     "pl.halt_steps": (labelled, {}),

@@ -183,6 +183,17 @@ class Sections:
         """Return the positions of one section's spots, in the order of the AnnData."""
         return np.flatnonzero(self.codes == self.names.index(name))
 
+    def choose(self, library_id: str | None) -> str:
+        """Return the name of a section, which may be left out if there is one."""
+        if library_id is None and len(self.names) > 1:
+            msg = f"there are {len(self.names)} sections; choose one with library_id: {self.names}"
+            raise ValueError(msg)
+        name = self.names[0] if library_id is None else library_id
+        if name not in self.names:
+            msg = f"library_id={name!r} is not a section; there are {self.names}"
+            raise KeyError(msg)
+        return name
+
 
 def read_sections(adata: AnnData, library_key: str | None) -> Sections:
     """Read the section of every spot; without ``library_key`` all spots are one section."""

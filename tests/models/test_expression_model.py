@@ -190,10 +190,53 @@ def test_what_was_made_otherwise_is_told(caplog):
     assert caplog.text == ""
     adata.uns["X_patch"]["sections"]["patch_um"] = 224.0
     fitted.transform(adata)
-    assert "[224.0] µm; in training they had [112.0] µm" in caplog.text
+    assert "from patches of [224.0] µm; in training [112.0] µm" in caplog.text
     adata.uns["X_patch"]["stain_reference"] = {"mean": np.arange(3)}
     fitted.transform(adata)
     assert "another stain_reference" in caplog.text
+
+
+def test_tiles_at_another_magnification_are_told(caplog):
+    """Patches as wide as in training, from an image whose pixels are four times as coarse."""
+    adata = spots()
+    sizes = pd.DataFrame({"patch_um": [112.0], "pixel_um": [0.5]})
+    adata.uns["X_patch"] = {"encoder": "toy", "sections": sizes}
+    fitted = fit_representation(adata, np.arange(60), "X_patch", n_components=4, rng=0)
+    for pixel_um, is_told in ((0.5, False), (0.7, False), (0.3, True), (2.0, True)):
+        caplog.clear()
+        sizes["pixel_um"] = pixel_um
+        fitted.transform(adata)
+        assert ("as the encoder sees them" in caplog.text) == is_told, pixel_um
+
+
+def test_embeddings_of_an_encoder_without_name_are_told(caplog):
+    adata = spots()
+    adata.uns["X_patch"] = {"encoder": "toy"}
+    named = fit_representation(adata, np.arange(60), "X_patch", n_components=4, rng=0)
+    bare = adata.copy()
+    del bare.uns["X_patch"]
+    unnamed = fit_representation(bare, np.arange(60), "X_patch", n_components=4, rng=0)
+    unnamed.transform(bare)
+    named.transform(adata)
+    assert caplog.text == ""
+    named.transform(bare)
+    assert "is not named, and that of the training 'toy'" in caplog.text
+    caplog.clear()
+    unnamed.transform(adata)
+    assert "is 'toy', and that of the training not named" in caplog.text
+
+
+def test_embeddings_of_another_encoder_raise_with_the_way_to_the_right_ones():
+    adata = spots()
+    for known, remedy in (
+        ("uni", r"embed_patches\(adata, \.\.\., encoder='uni'\)"),
+        ("lazyslide:uni", r"lazyslide\.tl\.feature_extraction\(wsi, 'uni'\)"),
+    ):
+        adata.uns["X_patch"] = {"encoder": known}
+        fitted = fit_representation(adata, np.arange(60), "X_patch", n_components=4, rng=0)
+        adata.uns["X_patch"] = {"encoder": "uni2"}
+        with pytest.raises(ValueError, match=rf"encoder 'uni2'; the model was trained on '{known}'.*{remedy}"):
+            fitted.transform(adata)
 
 
 def test_image_features_know_how_far_a_section_is():

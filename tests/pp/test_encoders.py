@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -319,6 +321,55 @@ def test_architectures_have_the_published_size(timm, name, n_parameters, width):
         model = timm.create_model(known.architecture, num_classes=0, **encoders._timm_options(known))
     assert sum(p.numel() for p in model.parameters()) == n_parameters
     assert model.num_features == width
+
+
+STATISTICS = {
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "own": ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)),  # of H-optimus-0
+}
+
+
+def documented_encoders() -> dict[str, list[str]]:
+    """The table of the documentation: features, patch, pixels, statistics and licence of every encoder."""
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "slides.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith('| `"')]
+    return {row[0].strip('`"'): [cell.strip() for cell in row[1:]] for row in rows}
+
+
+def test_table_of_encoders_names_all_of_them():
+    assert set(documented_encoders()) == {"texture", "efficientnet-lite0", "conch", *FOUNDATION}
+
+
+@pytest.mark.parametrize("name", ["texture", "efficientnet-lite0"])
+def test_table_of_encoders_is_right_about_those_without_download(name):
+    if name != "texture":
+        pytest.importorskip("efficientnet_lite_pytorch")
+    encoder = load_encoder(name)
+    n_features, patch, pixels, *_ = documented_encoders()[name]
+    assert (f"{encoder.width:,}", f"{encoder.um:g} µm", str(encoder.size)) == (n_features, patch, pixels)
+
+
+@pytest.mark.parametrize("name", FOUNDATION)
+def test_patches_of_pathology_models_are_prepared_as_documented(no_network, timm, monkeypatch, tmp_path, name):
+    """A tiny network with random weights stands for each: scale of the colours, pooling and size of the patch."""
+    n_features, patch, pixels, statistics, _ = documented_encoders()[name]
+    mean, std = STATISTICS[statistics]
+    known = FOUNDATION[name]
+    pooled = {k: v for k, v in known.options.items() if k == "global_pool"}
+    tiny = timm.create_model(TINY, img_size=224, num_classes=0, **pooled).eval()
+    save(tiny, tmp_path / "model.safetensors")
+    monkeypatch.setitem(FOUNDATION, name, replace(known, architecture=TINY, options={"img_size": 224, **pooled}))
+    encoder = load_encoder(name, checkpoint_path=tmp_path)
+    assert (encoder.name, f"{encoder.um:g} µm", str(encoder.size)) == (name, patch, pixels)
+    x = torch.from_numpy(PATCHES).permute(0, 3, 1, 2) / 255 - torch.tensor(mean)[:, None, None]
+    with torch.inference_mode():
+        expected = tiny(x / torch.tensor(std)[:, None, None])
+    if name == "virchow2":  # class token and mean of the patch tokens
+        expected = torch.cat([expected[:, 0], expected[:, 1:].mean(dim=1)], dim=1)
+    np.testing.assert_allclose(encoder(PATCHES), expected, atol=1e-4)
+    with torch.device("meta"):
+        whole = timm.create_model(known.architecture, num_classes=0, **encoders._timm_options(known))
+    assert f"{whole.num_features * (2 if name == 'virchow2' else 1):,}" == n_features
 
 
 # Pooling

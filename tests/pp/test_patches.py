@@ -112,7 +112,7 @@ def test_beyond_the_border_is_white():
 def test_patches_are_centred_to_half_a_pixel(side):
     image = open_image(np.zeros((50, 50, 3), dtype=np.uint8), label="x")
     asked = []
-    object.__setattr__(image, "region", lambda *a: asked.append(a) or np.zeros((side, side, 3), dtype=np.uint8))
+    object.__setattr__(image, "region", lambda *a, **_: asked.append(a) or np.zeros((side, side, 3), dtype=np.uint8))
     centres = np.random.default_rng(0).uniform(10, 40, (200, 2))
     list(cut(image, centres, side, side))
     corners = np.array(asked)
@@ -393,7 +393,7 @@ def test_all_is_written_under_one_name_and_nothing_else_changes():
     record = adata.uns["he"]
     assert set(record) == {"encoder", "width", "views", "probe", "sections"}
     assert (record["encoder"], record["width"], record["views"]) == ("pixels", SIDE * SIDE * 3, 8)
-    columns = "image n_spots n_outside n_missing patch_px patch_um mpp scale fingerprint"
+    columns = "image n_spots n_outside n_missing patch_px patch_um mpp scale pixel_um fingerprint"
     assert list(record["sections"]) == columns.split()
     np.testing.assert_array_equal(adata.X, before.X)
     np.testing.assert_array_equal(adata.obsm["spatial"], before.obsm["spatial"])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from strecur.get._annotation import annotation, outlines, write_annotation
 from strecur.get._expression import expression
+from strecur.get._slides import spatialdata, write_expression
 
-__all__ = ["annotation", "expression", "outlines", "write_annotation"]
+__all__ = ["annotation", "expression", "outlines", "spatialdata", "write_annotation", "write_expression"]
 
 
 def __dir__() -> list[str]:

@@ -263,13 +263,7 @@ def _choose_section(table: AnnData, key: str, *, library_key: str | None, librar
     """Return the section to write, which has to be named if there are several."""
     labels, names = _read(table, key)
     sections = _anndata.read_sections(table, _anndata.find_library_key(table, library_key, key=key))
-    if library_id is None and len(sections.names) > 1:
-        msg = f"there are {len(sections.names)} sections; choose one with library_id: {sections.names}"
-        raise ValueError(msg)
-    name = sections.names[0] if library_id is None else library_id
-    if name not in sections.names:
-        msg = f"library_id={name!r} is not a section; there are {sections.names}"
-        raise KeyError(msg)
+    name = sections.choose(library_id)
     rows = sections.rows(name)
     own = labels.iloc[rows].reset_index(drop=True)
     if own.isna().all():

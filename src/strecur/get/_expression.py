@@ -39,7 +39,8 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
     - ``var``: reliability of every gene;
     - ``uns["target"]``: scale of the predictions;
     - ``obs``, ``obsm["spatial"]`` (and the coordinates of the lattice, if they have another key), ``obsm["grid"]``,
-      their entries in ``uns``, and the colours of categories: as in ``adata``.
+      their entries in ``uns``, the colours of categories and the elements of SpatialData that the spots annotate: as in
+      ``adata``.
 
     Raises
     ------
@@ -80,7 +81,8 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
         msg = f"obsm[{key!r}] has shape {values.shape}, but {len(genes)} genes were predicted. {hint}"
         raise ValueError(msg)
     places = dict.fromkeys(["spatial", _anndata.find_spatial_key(table, None), "grid"])
-    carried = [name for name in (*places, *(f"{column}_colors" for column in table.obs)) if name in table.uns]
+    beside = (*places, "spatialdata_attrs", *(f"{column}_colors" for column in table.obs))
+    carried = [name for name in beside if name in table.uns]
     return AnnData(
         values.astype(np.int32 if values.dtype.kind in "iu" else np.float32),
         obs=table.obs.copy(),

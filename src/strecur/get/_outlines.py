@@ -1,4 +1,4 @@
-"""Outlines of domains: the cells of their spots, dissolved."""
+"""Cells of spots, and outlines of domains: the cells of their spots, dissolved."""
 
 from __future__ import annotations
 
@@ -24,27 +24,37 @@ PRECISION = 1e-6
 
 
 def dissolve(xy: np.ndarray, sites: np.ndarray, labels: pd.Series, *, layout: str) -> dict[str, BaseGeometry]:
-    """Return the outline of each label: the union of the Voronoi cells of its spots.
+    """Return the outline of each label: the union of the cells of its spots.
+
+    Spots without label take part and are in no outline.
+    """
+    import shapely
+
+    rows, cells, spacing = spot_cells(xy, sites, layout=layout)
+    labels = labels.iloc[rows]
+    return {
+        str(label): shapely.union_all(cells[np.asarray(labels == label)], grid_size=PRECISION * spacing)
+        for label in labels.dropna().unique()
+    }
+
+
+def spot_cells(xy: np.ndarray, sites: np.ndarray, *, layout: str) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return the Voronoi cells of spots: positions of the spots that have one, their polygons, and the spacing.
 
     On a lattice, empty sites take part, so that each spot has one hexagon or square. Cells of an irregular layout reach
-    as far as the typical distance between spots. Spots without label take part and are in no outline. Of several spots
-    at one place the first counts.
+    as far as the typical distance between spots. Of several spots at one place the first counts.
     """
     import shapely
 
     finite = np.flatnonzero(np.isfinite(xy).all(axis=1))
     kept = finite[np.sort(np.unique(xy[finite], axis=0, return_index=True)[1])]
     spacing = local_pitch(xy[kept]) if len(kept) > 1 else 1.0
-    xy, sites, labels = xy[kept], sites[kept], labels.iloc[kept]
+    xy, sites = xy[kept], sites[kept]
     steps = _steps(sites, layout)
     cells = _voronoi_cells(xy, np.empty((0, 2)) if steps is None else _empty_sites(xy, sites, steps))
     if steps is None:
         cells = shapely.intersection(cells, shapely.buffer(shapely.points(xy), spacing))
-    size = PRECISION * spacing
-    return {
-        str(label): shapely.union_all(cells[np.asarray(labels == label)], grid_size=size)
-        for label in labels.dropna().unique()
-    }
+    return kept, cells, spacing
 
 
 def _steps(sites: np.ndarray, layout: str) -> np.ndarray | None:

@@ -61,7 +61,7 @@ def fit_linear_domains(
     weight, bias = model.coef_, model.intercept_
     if n_domains == 2:
         weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    return LinearDomains(weight.T.astype(np.float32), bias.astype(np.float32))
+    return LinearDomains(np.ascontiguousarray(weight.T, dtype=np.float32), bias.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def fit_linear_expression(features_NF: np.ndarray, target_NG: np.ndarray, penalt
     from sklearn.linear_model import Ridge
 
     fitted = Ridge(penalty).fit(features_NF, target_NG)
-    weight_FG = np.reshape(fitted.coef_, (target_NG.shape[1], -1)).T  # of one gene it is flat
+    weight_FG = np.ascontiguousarray(np.reshape(fitted.coef_, (target_NG.shape[1], -1)).T)  # of one gene it is flat
     return LinearExpression(weight_FG.astype(np.float32), np.reshape(fitted.intercept_, -1).astype(np.float32))
 
 

@@ -9,6 +9,7 @@ from strecur.pp.image.options import Patches
 from strecur.pp.image.patches import embed_patches
 from strecur.pp.image.stain import fit_stain_reference
 from strecur.pp.image.tiles import tile_image
+from strecur.pp.image.wsidata import read_wsidata
 from strecur.pp.panels import high_mean_high_variance_genes
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "high_mean_high_variance_genes",
     "load_encoder",
     "read_annotation",
+    "read_wsidata",
     "tile_image",
     "to_grid",
 ]

@@ -28,4 +28,5 @@ def fit_components(values: np.ndarray, n_components: int, rng: int) -> tuple[np.
     pca = PCA(n_components, svd_solver="randomized", n_oversamples=20, iterated_power=7, random_state=rng).fit(values)
     axes = pca.components_.T
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    return pca.mean_.astype(np.float32), (axes * signs).astype(np.float32)
+    # in the order of a saved model: products of other orders differ in the last bit
+    return pca.mean_.astype(np.float32), np.ascontiguousarray(axes * signs, dtype=np.float32)

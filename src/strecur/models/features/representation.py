@@ -23,7 +23,8 @@ logger = logging.getLogger("strecur")
 
 EMBED = "Run strecur.pp.embed_patches(adata, ..., encoder=...) first, or name another representation with use_rep."
 PROBE_TOLERANCE = 0.01
-PATCH_TOLERANCE = 1.25
+SIZES = (("patch_um", 1.25, "patches of"), ("pixel_um", 1.5, "images whose pixels, as the encoder sees them, are"))
+"""Sizes of patches and of their pixels that should be those of the training: key, tolerated ratio, words."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,13 @@ class RepresentationFeatures:
         known, now = self.record.get("encoder"), here.get("encoder")
         if known is not None and now is not None and known != now:
             msg = f"adata.obsm[{self.use_rep!r}] was made by the encoder {now!r}; the model was trained on {known!r}. "
-            raise ValueError(msg + f"Run strecur.pp.embed_patches(adata, ..., encoder={known!r}) for these sections.")
+            raise ValueError(msg + how_to_embed(str(known)))
+        if (known is None) != (now is None):
+            logger.warning(
+                "the encoder of adata.obsm[%r] is %s, and that of the training %s: whether they are the same cannot be "
+                "checked; adata.uns[%r]['encoder'] names it",
+                *(self.use_rep, named(now), named(known), self.use_rep),
+            )
         values = read_representation(adata, self.use_rep)
         if values.shape[1] != len(self.mean_F):
             msg = (
@@ -95,6 +102,19 @@ class RepresentationFeatures:
         for difference in differences(self.record, here):
             logger.warning("adata.obsm[%r] was made %s", self.use_rep, difference)
         return values
+
+
+def how_to_embed(encoder: str) -> str:
+    """Return how to get embeddings of the encoder of the training."""
+    if encoder.startswith("lazyslide:"):
+        name = encoder.removeprefix("lazyslide:")
+        return f"Run lazyslide.tl.feature_extraction(wsi, {name!r}) and strecur.pp.read_wsidata(wsi, {name!r})."
+    return f"Run strecur.pp.embed_patches(adata, ..., encoder={encoder!r}) for these sections."
+
+
+def named(encoder: object) -> str:
+    """Return an encoder for a message."""
+    return "not named" if encoder is None else repr(encoder)
 
 
 def fit_representation(
@@ -149,7 +169,8 @@ def read_record(adata: AnnData, use_rep: str) -> dict[str, object]:
     found = adata.uns.get(use_rep, {})
     record = {name: plain(found[name]) for name in ("encoder", "width", "stain_reference", "probe") if name in found}
     sections = found.get("sections", {})
-    patches = {name: plain(sections[name].dropna().unique()) for name in ("patch_px", "patch_um") if name in sections}
+    sizes = ("patch_px", "patch_um", "pixel_um")
+    patches = {name: plain(sections[name].dropna().unique()) for name in sizes if name in sections}
     return record | patches
 
 
@@ -173,7 +194,8 @@ def differences(known: Mapping[str, object], here: Mapping[str, object]) -> list
     found = []
     if here and known.get("stain_reference") != here.get("stain_reference"):
         found.append("with another stain_reference than in training")
-    a, b = (np.asarray(record.get("patch_um") or [], dtype=float) for record in (known, here))
-    if a.size and b.size and (b.max() > PATCH_TOLERANCE * a.max() or PATCH_TOLERANCE * b.min() < a.min()):
-        found.append(f"from patches of {b.round(1).tolist()} µm; in training they had {a.round(1).tolist()} µm")
+    for name, tolerance, what in SIZES:
+        a, b = (np.asarray(record.get(name) or [], dtype=float) for record in (known, here))
+        if a.size and b.size and (b.max() > tolerance * a.max() or tolerance * b.min() < a.min()):
+            found.append(f"from {what} {b.round(2).tolist()} µm; in training {a.round(2).tolist()} µm")
     return found

@@ -6,6 +6,7 @@ import logging
 import zlib
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("strecur")
 
-DEFAULT_PATCH_UM = 112.0
-"""224 pixels of 0.5 µm, on which pathology models were trained."""
+USUAL_MPP = "about 0.5 for scans at 20x, 0.25 at 40x"
+
+SAME_PIXELS = 1.1
+"""Ratio of pixel sizes up to which two sources agree: nominal and measured sizes differ by some per cent."""
 
 MAX_OUTSIDE = 0.2
 """Above this share of spots outside the image of their section, coordinates and image do not belong together."""
@@ -93,17 +96,52 @@ def mpp_of(mpp: float | Mapping[str, float] | None, name: str) -> float | None:
     return float(own)
 
 
-def patch_side(patches: Patches, mpp: float | None, name: str) -> float:
+def find_mpp(given: float | None, source: ImageSource, known: float | None, name: str) -> float | None:
+    """Return the micrometres per unit of the coordinates: as given, else as known, else as the file of the image says.
+
+    Parameters
+    ----------
+    given
+        From the caller, for this section.
+    source
+        Image of the section.
+    known
+        From ``uns["spatial"]``.
+    name
+        Section, for messages.
+    """
+    told = None
+    if isinstance(source.source, str | Path):
+        with closing(source.open()) as opened:
+            told = None if opened.mpp is None else opened.mpp * source.scale
+    used = known if given is None else given
+    if used is None:
+        return told
+    warn_of_pixel_size(used, told, f"section {name!r}: {source.label}")
+    return used
+
+
+def warn_of_pixel_size(used: float, told: float | None, label: str) -> None:
+    """Warn if a file tells another pixel size than the one that is used."""
+    if told is not None and not 1 / SAME_PIXELS <= used / told <= SAME_PIXELS:
+        logger.warning(
+            "%s tells %.4g µm per unit of the coordinates, but mpp=%.4g is used: if the file is right, patches and "
+            "distances are %.2g times as long as they should be",
+            *(label, told, used, told / used),
+        )
+
+
+def patch_side(patches: Patches, default_um: float, mpp: float | None, name: str) -> float:
     """Return the side of a patch in units of the spot coordinates."""
     if patches.px is not None:
         return float(patches.px)
     if mpp is None:
         msg = (
-            f"the scale of section {name!r} is unknown: give mpp (micrometres per pixel: for Visium 100 divided by the "
-            'distance of neighbouring spots in pixels, for legacy ST 200), or patches={"px": ...}'
+            f"the scale of section {name!r} is unknown: give mpp (micrometres per pixel: {USUAL_MPP}; for Visium 100 "
+            'divided by the distance of neighbouring spots in pixels, for legacy ST 200), or patches={"px": ...}'
         )
         raise ValueError(msg)
-    return float((patches.um or DEFAULT_PATCH_UM) / mpp)
+    return float((patches.um or default_um) / mpp)
 
 
 def place(
@@ -191,6 +229,8 @@ def cut(
 ) -> Iterator[np.ndarray]:
     """Cut squares of ``side`` pixels around ``centres`` (x, y) and resize them to ``size``.
 
+    They are read from the coarsest level of the image that still has ``size`` pixels.
+
     Parameters
     ----------
     image
@@ -209,22 +249,25 @@ def cut(
 
     turn = np.eye(2) if turn is None else turn
     along = np.abs(turn - np.eye(2)).max() <= SMALL_TURN
+    level = image.level(side / size)
+    factor = image.downsample(level)
+    centres, side = centres / factor, round(side / factor)
     for x, y in np.floor(centres - side / 2 + 0.5).astype(int):
         middle = np.array([x, y]) + side / 2
-        patch = image.region(y, x, side, side) if along else _cut_turned(image, middle, side, turn)
+        patch = image.region(y, x, side, side, level=level) if along else _cut_turned(image, middle, side, turn, level)
         if side != size:
             patch = np.asarray(Image.fromarray(patch).resize((size, size), Image.Resampling.LANCZOS))
         yield patch
 
 
-def _cut_turned(image: SectionImage, centre: np.ndarray, side: int, turn: np.ndarray) -> np.ndarray:
-    """Resample a square of ``side`` pixels around ``centre`` (x, y) along its own axes."""
+def _cut_turned(image: SectionImage, centre: np.ndarray, side: int, turn: np.ndarray, level: int) -> np.ndarray:
+    """Resample a square of ``side`` pixels of a level around ``centre`` (x, y) along its own axes."""
     from scipy.ndimage import affine_transform
 
     reach = np.abs(turn).sum(axis=1) * side / 2
     corner = np.floor(centre - reach).astype(int) - 2
     width, height = np.ceil(centre + reach).astype(int) + 2 - corner
-    around = image.region(corner[1], corner[0], height, width).astype(np.float32)
+    around = image.region(corner[1], corner[0], height, width, level=level).astype(np.float32)
     # Rows come before columns here, and the middle of pixel i is at i + 0.5.
     matrix = turn[::-1, ::-1]
     origin = (centre - corner)[::-1] - matrix @ [(side - 1) / 2, (side - 1) / 2] - 0.5

@@ -38,6 +38,8 @@ class Encoder:
         Whether reflections and rotations of a patch have the same features and need not be computed.
     feature_names
         Name of each feature, if features can be interpreted.
+    um
+        Side of a patch in micrometres that :func:`~strecur.pp.embed_patches` cuts if it is not told otherwise.
 
     Examples
     --------
@@ -53,6 +55,7 @@ class Encoder:
     size: int = 224
     orientation_free: bool = False
     feature_names: Sequence[str] = ()
+    um: float = 112.0
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Encode patches and check the result.
@@ -96,9 +99,11 @@ class Foundation:
     options: dict
     mean: tuple = IMAGENET_MEAN
     std: tuple = IMAGENET_STD
+    um: float = 112.0
 
 
-# Options as published on the model cards; "swiglu" stands for timm's SwiGLUPacked with SiLU.
+# Options as published on the model cards; "swiglu" stands for timm's SwiGLUPacked with SiLU. A patch has 224 pixels of
+# 0.5 µm, but those of UNI are shrunk from 256.
 FOUNDATION = {
     "gigapath": Foundation(
         "prov-gigapath/prov-gigapath",
@@ -106,13 +111,17 @@ FOUNDATION = {
         {"img_size": 224, "patch_size": 16, "embed_dim": 1536, "depth": 40, "num_heads": 24, "mlp_ratio": 5.33334},
     ),
     "uni": Foundation(
-        "MahmoodLab/UNI", "vit_large_patch16_224", {"img_size": 224, "init_values": 1e-5, "dynamic_img_size": True}
+        "MahmoodLab/UNI",
+        "vit_large_patch16_224",
+        {"img_size": 224, "init_values": 1e-5, "dynamic_img_size": True},
+        um=128.0,
     ),
     "uni2": Foundation(
         "MahmoodLab/UNI2-h",
         "vit_giant_patch14_224",
         {"img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "init_values": 1e-5, "embed_dim": 1536}
         | {"mlp_ratio": 2.66667 * 2, "no_embed_class": True, "reg_tokens": 8, "dynamic_img_size": True, "swiglu": True},
+        um=128.0,
     ),
     "virchow2": Foundation(
         "paige-ai/Virchow2",
@@ -257,7 +266,7 @@ def _timm(name: str, checkpoint: Path | None, device: torch.device) -> Encoder:
     size = int(published.get("input_size", (3, 224, 224))[-1]) if known is None else 224
     encode = _torch_encode(lambda x: _pool(network(x), network), mean, std, device)
     width = encode(np.zeros((1, size, size, 3), dtype=np.uint8)).shape[1]
-    return Encoder(name, encode, width, size)
+    return Encoder(name, encode, width, size, um=known.um if known else 112.0)
 
 
 def _timm_options(known: Foundation | None) -> dict:
@@ -333,7 +342,7 @@ def _conch(checkpoint: Path | None, device: torch.device) -> Encoder:
     network = _prepare(model, device)
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     encode = _torch_encode(lambda x: network.encode_image(x, proj_contrast=False, normalize=False), mean, std, device)
-    return Encoder("conch", encode, 512, size=448)
+    return Encoder("conch", encode, 512, size=448, um=256.0)
 
 
 def _pool(output: torch.Tensor, network: object) -> torch.Tensor:

@@ -23,7 +23,7 @@ class Patches:
     ----------
     um
         Side of a patch in micrometres; needs the scale of the image (``mpp``). If neither ``um`` nor ``px`` is given
-        (default), 112 µm: 224 pixels of 0.5 µm, on which pathology models were trained.
+        (default), that of the encoder: 112 µm (224 pixels of 0.5 µm) for most.
     px
         Side of a patch in units of the spot coordinates, that is, pixels of the full-resolution image. Replaces ``um``.
     image_scale

@@ -14,7 +14,16 @@ import pandas as pd
 from strecur import _anndata
 from strecur._geometry import transform_patch
 from strecur._settings import settings
-from strecur.pp.image.cutting import PatchPlan, cut, mpp_of, patch_side, place, read_coordinates, tissue_fraction
+from strecur.pp.image.cutting import (
+    PatchPlan,
+    cut,
+    find_mpp,
+    mpp_of,
+    patch_side,
+    place,
+    read_coordinates,
+    tissue_fraction,
+)
 from strecur.pp.image.encoders import Encoder, as_encoder, probe
 from strecur.pp.image.options import Patches, as_patches
 from strecur.pp.image.sources import check_visium, find_images, read_mpp
@@ -53,11 +62,12 @@ def embed_patches(
 ) -> AnnData | None:
     """Embed the H&E patch around every spot.
 
-    A square patch is cut around each spot, resized to the input of the encoder and encoded. Pixels beyond the border of
-    the image are white. A spot without coordinates, or with its centre outside the image, has NaN. If called again with
-    the same settings, only spots with NaN are computed, so that sections can be added one by one and an interrupted run
-    continues where it stopped. Embeddings from other software do not need this function: store them in ``obsm`` and
-    pass their key as ``use_rep``. Device and progress bar are those of :data:`strecur.settings`.
+    A square patch is cut around each spot, resized to the input of the encoder and encoded. Of a pyramidal TIFF, it is
+    read from the level that is just fine enough. Pixels beyond the border of the image are white. A spot
+    without coordinates, or with its centre outside the image, has NaN. If called again with the same settings, only
+    spots with NaN are computed, so that sections can be added one by one and an interrupted run continues where it
+    stopped. Embeddings from other software do not need this function: store them in ``obsm`` and pass their key as
+    ``use_rep``. Device and progress bar are those of :data:`strecur.settings`.
 
     Parameters
     ----------
@@ -79,12 +89,13 @@ def embed_patches(
         :func:`strecur.pp.to_grid`; without either, all spots are one section.
     mpp
         Micrometres per unit of ``obsm[spatial_key]``: one number, or a mapping from section to number. If ``None``
-        (default), from ``uns["spatial"]``: ``microns_per_pixel``, or for Visium the 100 µm between neighbouring spots.
+        (default), from ``uns["spatial"]``: ``microns_per_pixel``, or for Visium the 100 µm between neighbouring spots;
+        else what the file of the image says. A file that says otherwise gives a warning.
     views
         1, or 8 to also encode all reflections and quarter turns of each patch.
     patches
         Size and staining of the patches: a :class:`~strecur.pp.Patches`, or a mapping of its options, such as
-        ``{"um": 224}``. By default 112 µm, without stain normalisation.
+        ``{"um": 224}``. By default as large as the encoder expects (112 µm for most), without stain normalisation.
     spatial_key
         Key of ``obsm`` with the spot coordinates (x, y). If ``None`` (default), the one given to
         :func:`strecur.pp.to_grid`, else ``"spatial"``.
@@ -107,7 +118,8 @@ def embed_patches(
       ``"texture"``), ``probe`` (features of a test pattern, which identify the encoder beyond its name) and
       ``sections``, a table with the image, the number of spots, of spots outside the image and of spots without
       coordinates, the side of a patch (``patch_px``, ``patch_um``), ``mpp``, image pixels per coordinate unit
-      (``scale``) and a ``fingerprint`` of image and positions.
+      (``scale``), micrometres per pixel that the encoder saw (``pixel_um``; not below those of the image) and a
+      ``fingerprint`` of image and positions.
 
     Raises
     ------
@@ -144,17 +156,16 @@ def embed_patches(
     spatial_key = _anndata.find_spatial_key(table, spatial_key)
     coordinates = read_coordinates(adata, table, spatial_key)
     sources = find_images(adata, table, image, sections, image_scale=options.image_scale, spatial_key=spatial_key)
+    model = as_encoder(encoder)
     jobs = []
     for name, source in sources.items():
         rows = sections.rows(name)
         check_visium(table, name, rows, coordinates[rows], alone=len(sections.names) == 1)
-        unit = mpp_of(mpp, name)
-        if unit is None:
-            unit = read_mpp(table, name, rows, coordinates[rows], alone=len(sections.names) == 1)
-        side = patch_side(options, unit, name)
+        known = read_mpp(table, name, rows, coordinates[rows], alone=len(sections.names) == 1)
+        unit = find_mpp(mpp_of(mpp, name), source, known, name)
+        side = patch_side(options, model.um, unit, name)
         jobs.append(place(name, rows, source, coordinates[rows], patch_px=side, mpp=unit))
 
-    model = as_encoder(encoder)
     reference = None if options.stain_reference is None else read_stain_reference(options.stain_reference)
     record = _record(model, views, reference)
     result, earlier = _resume(table, key, record, sections, jobs)
@@ -164,9 +175,9 @@ def embed_patches(
         _run(jobs, result, model, reference=reference, batch_size=options.batch_size)
     except KeyboardInterrupt:
         logger.warning("interrupted; the finished patches are kept in obsm[%r]; run again to continue", key)
-        _write(table, key, result, record, _section_table(jobs, earlier))
+        _write(table, key, result, record, _section_table(jobs, earlier, model.size))
         raise
-    _write(table, key, result, record, _section_table(jobs, earlier))
+    _write(table, key, result, record, _section_table(jobs, earlier, model.size))
     return table if copy else None
 
 
@@ -228,13 +239,13 @@ def _record(model: Encoder, views: int, reference: Mapping | None) -> dict[str, 
     return record
 
 
-def _section_table(jobs: list[PatchPlan], earlier: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of the sections of this call and of earlier ones."""
-    rows = pd.DataFrame([_section_row(job) for job in jobs], index=[job.name for job in jobs])
+def _section_table(jobs: list[PatchPlan], earlier: pd.DataFrame, size: int) -> pd.DataFrame:
+    """Return a table of the sections of this call and of earlier ones, for patches of ``size`` pixels."""
+    rows = pd.DataFrame([_section_row(job, size) for job in jobs], index=[job.name for job in jobs])
     return pd.concat([earlier.drop(index=rows.index, errors="ignore"), rows]).sort_index()
 
 
-def _section_row(job: PatchPlan) -> dict[str, object]:
+def _section_row(job: PatchPlan, size: int) -> dict[str, object]:
     mpp = np.nan if job.mpp is None else job.mpp
     return {
         "image": job.source.label,
@@ -245,6 +256,7 @@ def _section_row(job: PatchPlan) -> dict[str, object]:
         "patch_um": job.patch_px * mpp,
         "mpp": mpp,
         "scale": job.source.scale,
+        "pixel_um": mpp * max(job.patch_px / size, 1 / job.source.scale),
         "fingerprint": job.fingerprint,
     }
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 MAX_DECODED_PIXELS = 500_000_000
 """A JPEG or PNG is decoded whole (3 bytes per pixel); larger images have to be tiled TIFFs."""
 
+ROUNDED = 0.01
+"""Levels of a pyramid are rounded to whole pixels."""
+
 BAND_ROWS = 1024
 """Number of rows that are read at a time to go over a whole image."""
 
@@ -37,6 +40,8 @@ class SectionImage:
         Function from rows × columns (× channels), as stored, to rows × columns × 3, RGB uint8.
     file
         What is to be closed afterwards.
+    mpp
+        Micrometres per pixel at full resolution, if the file tells.
     """
 
     label: str
@@ -44,6 +49,7 @@ class SectionImage:
     channel_axis: int | None
     colours: Callable[[np.ndarray], np.ndarray]
     file: Any = None
+    mpp: float | None = None
 
     def close(self) -> None:
         """Close the file of the image, if there is one."""
@@ -55,14 +61,24 @@ class SectionImage:
         """Rows and columns at full resolution."""
         return _plane(self.levels[0].shape, self.channel_axis)
 
-    def region(self, row: int, col: int, height: int, width: int) -> np.ndarray:
-        """Read a rectangle as RGB uint8; pixels beyond the border are white."""
+    def downsample(self, level: int) -> float:
+        """Return the pixels at full resolution per pixel of a level: the geometric mean over both directions."""
+        own = _plane(self.levels[level].shape, self.channel_axis)
+        return float(np.sqrt(np.prod(np.divide(self.shape, own))))
+
+    def level(self, factor: float) -> int:
+        """Return the coarsest level that has at least every ``factor``-th pixel, so that nothing is enlarged."""
+        fine = (i for i in range(len(self.levels)) if self.downsample(i) <= factor * (1 + ROUNDED))
+        return max(fine, key=self.downsample, default=0)
+
+    def region(self, row: int, col: int, height: int, width: int, *, level: int = 0) -> np.ndarray:
+        """Read a rectangle of a level as RGB uint8; pixels beyond the border are white."""
         out = np.full((height, width, 3), 255, dtype=np.uint8)
-        n_rows, n_cols = self.shape
+        n_rows, n_cols = _plane(self.levels[level].shape, self.channel_axis)
         top, bottom = max(row, 0), min(row + height, n_rows)
         left, right = max(col, 0), min(col + width, n_cols)
         if top < bottom and left < right:
-            out[top - row : bottom - row, left - col : right - col] = self._read(0, top, bottom, left, right)
+            out[top - row : bottom - row, left - col : right - col] = self._read(level, top, bottom, left, right)
         return out
 
     def whole(self) -> np.ndarray:

@@ -17,6 +17,7 @@ from strecur.pp.image.colours import (
     to_rgb,
     white_of,
 )
+from strecur.pp.image.pixel_size import read_pixel_size
 from strecur.pp.image.section_image import MAX_DECODED_PIXELS, SectionImage, from_levels, sample
 
 if TYPE_CHECKING:
@@ -76,10 +77,12 @@ def open_tiff(path: Path) -> SectionImage:
         msg = f"{path.name} cannot be read as TIFF: {error}"
         raise OSError(msg) from error
     try:
-        return replace(_describe(path, file, series, levels), file=file)
+        image = _describe(path, file, series, levels)
     except ValueError:
         file.close()
         raise
+    mpp = read_pixel_size(file, series.keyframe, _ome_pixels(file, file.series.index(series)))
+    return replace(image, file=file, mpp=mpp)
 
 
 def _describe(path: Path, file: TiffFile, series: TiffPageSeries, levels: tuple) -> SectionImage:

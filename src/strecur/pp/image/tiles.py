@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from strecur._anndata import check_key
-from strecur._arguments import check_number, check_whole
+from strecur._arguments import check_number, check_positive, check_whole, filled
 from strecur.pp.grid.to_grid import to_grid
-from strecur.pp.image.cutting import tissue_fraction
+from strecur.pp.image.cutting import USUAL_MPP, tissue_fraction, warn_of_pixel_size
 from strecur.pp.image.decoding import open_image
 
 if TYPE_CHECKING:
@@ -36,21 +36,22 @@ def tile_image(
 ) -> AnnData:
     """Place a lattice of spots on the tissue of an image, to predict expression where none was measured.
 
-    The result has no genes. Continue with :func:`~strecur.pp.embed_patches` and
-    :func:`~strecur.tl.predict_expression`. Choose the layout and the pitch of the spots on which the model was trained
-    (Visium: ``"hex"``, 100 µm; legacy ST: ``"square"``, 200 µm).
+    Of a whole slide, only a thumbnail is read. The result has no genes. Continue with
+    :func:`~strecur.pp.embed_patches` and :func:`~strecur.tl.predict_expression`. Choose the layout and the pitch of the
+    spots on which the model was trained (Visium: ``"hex"``, 100 µm; legacy ST: ``"square"``, 200 µm).
 
     Parameters
     ----------
     image
-        Path (TIFF, pyramidal or not, is read by region; JPEG and PNG are decoded whole), array rows × columns ×
-        channels, ``ImageContainer`` of squidpy, or image element of a SpatialData object.
+        Path (TIFF, such as SVS and OME-TIFF, pyramidal or not, is read by region; JPEG and PNG are decoded whole),
+        array rows × columns × channels, ``ImageContainer`` of squidpy, or image element of a SpatialData object.
     pitch_um
-        Distance between neighbouring spots in micrometres; needs ``mpp``.
+        Distance between neighbouring spots in micrometres; needs the scale of the image.
     pitch_px
         Distance between neighbouring spots in pixels of the image. Replaces ``pitch_um``.
     mpp
-        Micrometres per pixel of the image.
+        Micrometres per pixel of the image. If ``None`` (default), what the file says: OME metadata, the description of
+        Aperio and libvips, or the resolution of the TIFF. A file that says otherwise than ``mpp`` gives a warning.
     layout
         ``"hex"`` (every second row shifted by half a pitch, as on Visium) or ``"square"``.
     min_tissue
@@ -69,15 +70,16 @@ def tile_image(
     - ``obs``: ``library_key`` (categorical), ``array_row`` and ``array_col`` (int), ``tissue_fraction`` (float32);
     - ``obsm["spatial"]``: float64, (x, y) in pixels of the image;
     - ``obsm["grid"]``: int32, (row, column), and ``uns["grid"]`` as :func:`~strecur.pp.to_grid` writes them;
-    - ``uns["spatial"][section]``: ``images["hires"]`` (the thumbnail), ``scalefactors`` and, for a file, its path.
+    - ``uns["spatial"][section]``: ``images["hires"]`` (the thumbnail), ``scalefactors`` (with ``microns_per_pixel`` if
+      it is known) and, for a file, its path.
 
     Raises
     ------
     FileNotFoundError, OSError
         If the image does not exist or is damaged.
     ValueError
-        If the pitch is unknown or does not fit the image, no tissue is found, or the image has channels that are not
-        colours.
+        If the pitch or the scale is unknown or does not fit the image, no tissue is found, or the image has channels
+        that are not colours.
 
     Examples
     --------
@@ -98,11 +100,16 @@ def tile_image(
     if not isinstance(library_key, str) or library_key in ("array_row", "array_col", "tissue_fraction"):
         msg = f"library_key={library_key!r} cannot name the column of the sections; choose another, such as 'section'"
         raise ValueError(msg)
-    pitch = _pitch_in_pixels(pitch_um, pitch_px, mpp)
+    _check_pitch(pitch_um, pitch_px, mpp)
     path = Path(image) if isinstance(image, str | Path) else None
     own = "section" if path is None else re.sub(r"[^A-Za-z0-9_.-]+", "_", path.stem)
     name = check_key(section or own, "section")
     with closing(open_image(image, label=name)) as opened:
+        if mpp is None:
+            mpp = opened.mpp
+        else:
+            warn_of_pixel_size(mpp, opened.mpp, opened.label)
+        pitch = _pitch_in_pixels(pitch_um, pitch_px, mpp, opened.label)
         shape, thumbnail = opened.shape, opened.thumbnail(thumbnail_px)
     grid, spatial = _sites(shape, pitch, layout)
     tissue = tissue_fraction(thumbnail, shape, spatial, pitch)
@@ -133,23 +140,31 @@ def tile_image(
     return adata
 
 
-def _pitch_in_pixels(pitch_um: float | None, pitch_px: float | None, mpp: float | None) -> float:
+def _check_pitch(pitch_um: float | None, pitch_px: float | None, mpp: float | None) -> None:
+    """Raise unless one pitch is given, and the numbers are positive."""
     if (pitch_um is None) == (pitch_px is None):
-        msg = "give either pitch_um (with mpp) or pitch_px"
+        msg = "give either pitch_um or pitch_px"
         raise ValueError(msg)
     for name, value in (("pitch_um", pitch_um), ("pitch_px", pitch_px), ("mpp", mpp)):
         if value is not None:
-            check_number(name, value)
-    pitch = pitch_px
-    if pitch_um is not None:
-        if mpp is None or mpp <= 0:
-            msg = f"mpp={mpp!r}: pitch_um needs mpp, the micrometres per pixel of the image; or give pitch_px"
-            raise ValueError(msg)
-        pitch = pitch_um / mpp
-    if pitch is None or pitch < 1:
+            check_positive(name, value)
+
+
+def _pitch_in_pixels(pitch_um: float | None, pitch_px: float | None, mpp: float | None, label: str) -> float:
+    if pitch_px is not None:
+        pitch = float(pitch_px)
+    elif mpp is None:
+        msg = (
+            f"pitch_um needs mpp: the image {label} does not tell its micrometres per pixel; pass mpp ({USUAL_MPP}; "
+            "the scanner or the vendor's viewer tells the exact value), or pitch_px"
+        )
+        raise ValueError(msg)
+    else:
+        pitch = float(filled(pitch_um)) / mpp
+    if pitch < 1:
         msg = f"a pitch of {pitch:g} pixels; it must be at least 1"
         raise ValueError(msg)
-    return float(pitch)
+    return pitch
 
 
 def _sites(shape: tuple[int, int], pitch: float, layout: str) -> tuple[np.ndarray, np.ndarray]:
