@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import strecur
-from strecur._anndata import find_background, read_labels, read_sections
+from strecur._anndata import read_labels, read_sections
 from strecur._labels import MISSING_WORDS, clean_labels
+from strecur._tissue import find_background
 
 many = settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 WORDS = ["None", "<NA>", "N/A", "nan", "NaN", "NA", "null", "NULL", "NaT", "Unknown", "unknown", "unassigned", "", "  "]

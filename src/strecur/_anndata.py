@@ -15,7 +15,8 @@ from scipy import sparse
 
 from strecur._arguments import meant
 from strecur._genes import clean_genes, name_columns
-from strecur._labels import as_text, clean_labels, outside_tissue
+from strecur._labels import as_text, clean_labels
+from strecur._tissue import find_background, warn_of_background
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -223,24 +224,6 @@ def read_sections(adata: AnnData, library_key: str | None) -> Sections:
         raise ValueError(msg)
     codes = pd.Index(names).get_indexer([text[value] for value in values])
     return Sections(codes.astype(np.int64), names)
-
-
-def find_background(adata: AnnData) -> np.ndarray:
-    """Return which spots lie outside the tissue: those where ``obs["in_tissue"]`` is 0 or false."""
-    if "in_tissue" not in adata.obs:
-        return np.zeros(adata.n_obs, dtype=bool)
-    return outside_tissue(adata.obs["in_tissue"])
-
-
-def warn_of_background(adata: AnnData) -> None:
-    """Warn of spots outside the tissue."""
-    outside = find_background(adata)
-    if outside.any():
-        logger.warning(
-            "%d of %d spots lie outside the tissue (obs['in_tissue'] is 0); models leave them out, and their results "
-            "are missing",
-            *(int(outside.sum()), len(outside)),
-        )
 
 
 @dataclass(frozen=True)

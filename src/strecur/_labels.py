@@ -24,8 +24,6 @@ MISSING_WORDS = frozenset(
 PLUS_OR_MINUS = {"+", "+-", "+/-"}
 """Labels without a letter or digit that are not missing."""
 
-NO_TISSUE = {"0", "false", "f", "no", "n", "out", "outside"}
-TISSUE = {"1", "true", "t", "yes", "y", "in", "inside"}
 
 WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
 """A whole number that was a float before it became text."""
@@ -94,16 +92,3 @@ def is_code_of_missing(labels: set[str]) -> bool:
     """Return whether -1 among labels stands for a missing one: all others are codes from 0, or names."""
     others = labels - {"-1"}
     return "-1" in labels and bool(others) and not any(label.startswith("-") for label in others)
-
-
-def outside_tissue(column: pd.Series) -> np.ndarray:
-    """Return where ``in_tissue`` is 0, false or a word for it; raise where it is neither that nor 1 nor missing."""
-    values = clean_labels(column).str.lower()
-    strange = sorted(set(values.dropna()) - NO_TISSUE - TISSUE)
-    if strange:
-        msg = (
-            f"adata.obs['in_tissue'] holds {strange[:5]}; it is 1 for spots in the tissue and 0 for others. Convert "
-            "it, or rename the column if it means something else"
-        )
-        raise ValueError(msg)
-    return values.isin(NO_TISSUE).to_numpy()

@@ -16,6 +16,8 @@ import strecur as st
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from strecur.models import DomainModel, LinearExpressionModel
+
 logger = logging.getLogger("strecur")
 
 FAILED = 1
@@ -82,6 +84,7 @@ def train(options: Namespace) -> int:
         "rng": options.rng,
     }
     given = {name: value for name, value in common.items() if value is not None or name == "halting"}
+    model: DomainModel | LinearExpressionModel
     if options.label_key is not None:
         model = st.tl.train_domains(adata, options.label_key, **given)
     else:

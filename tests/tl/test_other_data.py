@@ -7,7 +7,7 @@ import pytest
 import small_world as world
 
 import strecur as st
-from strecur._anndata import find_background
+from strecur._tissue import find_background
 
 
 def with_background() -> tuple[object, object]:

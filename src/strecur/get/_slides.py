@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -193,7 +193,8 @@ def spatialdata(
     sections = _anndata.read_sections(table, _anndata.find_library_key(table, library_key))
     names = [_anndata.check_key(name, "section") for name in sections.names]
     coordinates = read_coordinates(adata, table, _anndata.find_spatial_key(table, spatial_key))
-    shapes, images = {}, {}
+    shapes: dict[str, Any] = {}
+    images: dict[str, Any] = {}
     for name in names:
         cells = _shapes(table, sections, sections.rows(name), coordinates)
         shapes[name] = ShapesModel.parse(cells, transformations={name: Identity()})

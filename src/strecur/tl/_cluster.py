@@ -9,7 +9,6 @@ import pandas as pd
 from strecur._anndata import (
     check_free,
     check_key,
-    find_background,
     find_library_key,
     find_spatial_key,
     open_table,
@@ -20,6 +19,7 @@ from strecur._anndata import (
     write,
 )
 from strecur._arguments import check_number, check_whole
+from strecur._tissue import find_background
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

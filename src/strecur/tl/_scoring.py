@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from strecur import metrics
-from strecur._anndata import find_background, read_labels, read_section_data, read_sections
+from strecur._anndata import read_labels, read_section_data, read_sections
+from strecur._tissue import find_background
 from strecur.models.linear import fit_linear_domains, is_sparse
 from strecur.models.targets import counted_spots, read_counts
 from strecur.tl._domains import train_domains, trm_domains

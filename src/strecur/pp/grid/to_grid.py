@@ -17,11 +17,11 @@ from strecur._anndata import (
     read_pitches,
     read_sections,
     require,
-    warn_of_background,
     warn_of_rounding,
     write,
 )
 from strecur._arguments import check_number
+from strecur._tissue import warn_of_background
 from strecur.pp.grid.array import (
     ISOLATED,
     doubled,

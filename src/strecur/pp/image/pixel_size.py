@@ -48,11 +48,10 @@ def read_pixel_size(file: TiffFile, page: TiffPage, ome_pixels: Mapping) -> floa
 
 def _of_ome(pixels: Mapping) -> float | None:
     """Return the size in the metadata of OME, whose unit is the micrometre if it has none."""
-    scales = [MICROMETRES.get(str(pixels.get(f"PhysicalSize{axis}Unit", "µm"))) for axis in "XY"]
+    units = [MICROMETRES.get(str(pixels.get(f"PhysicalSize{axis}Unit", "µm"))) for axis in "XY"]
     sizes = [pixels.get(f"PhysicalSize{axis}") for axis in "XY"]
-    if None in scales or None in sizes:
-        return None
-    return _square(*(float(size) * scale for size, scale in zip(sizes, scales, strict=True)))
+    known = [float(size) * unit for size, unit in zip(sizes, units, strict=True) if size is not None and unit]
+    return _square(*known) if len(known) == len(sizes) else None
 
 
 def _of_description(page: TiffPage) -> float | None:
