@@ -138,9 +138,10 @@ def scores(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.Data
             if model.novelty is None:
                 continue
             data = read_section_data(case.held_out, None)
-            (section,) = engine_sections(data, model.features.inputs(data))
-            features_NF, position_N2 = section.features_NF.numpy(), section.lattice.position_N2.numpy()
-            fitted, logits_NC = model.novelty, model.baseline.logits(features_NF)
+            inputs = model.features.inputs(data)
+            (section,) = engine_sections(data, inputs)
+            features_NF, position_N2 = inputs.compared_NF, section.lattice.position_N2.numpy()
+            fitted, logits_NC = model.novelty, model.baseline.logits(inputs.columns_NF)
             raw_NK = novelty.strangeness(fitted.domains, fitted.background, features_NF[:, fitted.columns_S], logits_NC)
             score_NK = (novelty.smoothed(raw_NK, position_N2) - fitted.centre_K) / fitted.spread_K
             row = {"test": case.test, "left out": case.left_out, "spots": "+".join(map(str, looked_at))}

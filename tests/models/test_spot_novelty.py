@@ -37,8 +37,8 @@ def fit(left_out: int | None, *, with_domains: bool = True) -> tuple[SpotNovelty
     joined, group_N = np.concatenate(features), np.concatenate(groups)
     model = LogisticRegression().fit(joined, group_N)
 
-    def fit_logits(taught_N: np.ndarray):
-        return logits(LogisticRegression().fit(joined[taught_N], group_N[taught_N]))
+    def fit_logits(taught_N: np.ndarray, judged_N: np.ndarray) -> np.ndarray:
+        return logits(LogisticRegression().fit(joined[taught_N], group_N[taught_N]))(joined[judged_N])
 
     if not with_domains:
         groups = [np.zeros(len(group), dtype=int) for group in groups]
@@ -114,15 +114,15 @@ def test_a_domain_in_one_block_alone_is_no_reference():
         assert a == pytest.approx(b, abs=0.6)
 
 
-def logits_of_none(features: np.ndarray) -> np.ndarray:
-    return np.zeros((len(features), 2))
+def no_logits(taught_N: np.ndarray, judged_N: np.ndarray) -> np.ndarray:
+    return np.zeros((judged_N.sum(), 2))
 
 
 def test_two_domains_are_needed_outside_a_block():
     features, positions, domain = section(0)
     domain[:] = 0
     domain[blocks(positions) == 1] = 1
-    assert fit_novelty(np.arange(WIDTH), [features], [positions], [domain], lambda taught: logits_of_none) is None
+    assert fit_novelty(np.arange(WIDTH), [features], [positions], [domain], no_logits) is None
 
 
 def test_neighbourhoods_are_compared_as_far_as_the_training_holds_enough_of_them():

@@ -160,23 +160,25 @@ class DomainModel(NetworkModel):
         """
         return [smooth(self.baseline.predict_proba(s.features_NF.numpy()), s, self.smoothing) for s in sections]
 
-    def rate_novelty(self, sections: Sequence[Section]) -> list[np.ndarray]:
+    def rate_novelty(self, sections: Sequence[Section], compared: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Rate how strange the spots of sections are whose features are ready.
 
         Parameters
         ----------
         sections
             Features and lattices.
+        compared
+            Features of each section in which its spots are compared with those of the training.
 
         Returns
         -------
         For each section the share of training spots that were less strange than each spot, float32; NaN if not known.
         """
-        features = [section.features_NF.numpy() for section in sections]
-        return [
-            rate_section(self.novelty, own_NF, self.baseline.logits(own_NF), section.lattice.position_N2.numpy())
-            for own_NF, section in zip(features, sections, strict=True)
-        ]
+        found = []
+        for section, own_NF in zip(sections, compared, strict=True):
+            logits_NC = self.baseline.logits(section.features_NF.numpy())
+            found.append(rate_section(self.novelty, own_NF, logits_NC, section.lattice.position_N2.numpy()))
+        return found
 
     def answers(
         self, sections: Sequence[Section], inference: Inference, restarts: Sequence[Answer]

@@ -104,14 +104,15 @@ class DomainTask(Task):
         baseline, outside_N = fit(split.in_training_N), split.in_training_N & ~split.in_block_N
         judged = fit(outside_N) if split.in_block_N.any() else baseline
 
-        def fit_logits(rows: np.ndarray) -> Any:
-            chosen = np.random.default_rng(rng).permutation(rows)[:JUDGED_SPOTS]
+        def fit_logits(taught: np.ndarray, judged: np.ndarray) -> np.ndarray:
+            chosen = np.random.default_rng(rng).permutation(taught)[:JUDGED_SPOTS]
             present, own_N = np.unique(split.target_N[chosen], return_inverse=True)
-            return fit_linear_domains(inputs.columns_NF[chosen], own_N, len(present), equal_weight=sparse).logits
+            linear = fit_linear_domains(inputs.columns_NF[chosen], own_N, len(present), equal_weight=sparse)
+            return linear.logits(inputs.columns_NF[judged])
 
         sizes = features.neighbours
         novelty = fit_on_training(
-            inputs.columns_NF, features.width, sizes, data, split.training, split.target_N, fit_logits
+            inputs.compared_NF, features.width, sizes, data, split.training, split.target_N, fit_logits
         )
         features = features.with_domains(data, split.training, split.target_N)
         return Lesson(features, inputs, split.target_N, baseline, judged, novelty)

@@ -154,7 +154,7 @@ class ExpressionTask(Task):
             judged = fit_linear_expression(columns_NF[outside_N], log_NG[outside_N], penalty)
         reliability = rate_genes(genes, log_NG, held_out_NG, data.sections.codes[taught])
         sizes, learned_N = features.neighbours, np.where(split.known_N, 0, -1)
-        novelty = fit_on_training(inputs.averaged_NF, features.width, sizes, data, split.training, learned_N)
+        novelty = fit_on_training(inputs.compared_NF, features.width, sizes, data, split.training, learned_N)
         parts = features, inputs, target_NG, baseline, judged, novelty
         return ExpressionLesson(*parts, scale, log_NG, held_out_NG, taught, reliability)
 

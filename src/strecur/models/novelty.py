@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from strecur._anndata import SectionData, Sections
 
-    Fit = Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]]
+    Fit = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 COMPONENTS = 20
 """Leading components in which spots are compared."""
@@ -212,8 +212,8 @@ def fit_novelty(
     groups
         Domain of every spot of each, -1 where there is none; without domains 0 for all.
     fit_logits
-        Given which of all spots to learn from, fits the linear baseline and returns the function that gives the logits
-        of features; ``None`` without domains.
+        Given which of all spots to learn from and which to judge, fits the linear baseline on the former and returns
+        its logits of the latter; ``None`` without domains.
 
     Returns
     -------
@@ -233,7 +233,7 @@ def fit_novelty(
         if taught_N.sum() <= MIN_NEIGHBOURHOODS * len(columns_S) or len(present) < (1 if fit_logits is None else 2):
             return None
         fair_N[judged_N] &= np.isin(group_N[judged_N], present)  # others are strange indeed
-        logits = None if fit_logits is None else fit_logits(taught_N)(features_NF[judged_N])
+        logits = None if fit_logits is None else fit_logits(taught_N, judged_N)
         scores_NK[judged_N] = strangeness(*fit_pair(values_NS[taught_N], own_N), values_NS[judged_N], logits)
     ends = np.cumsum([len(part) for part in features])[:-1]
     parts = [smoothed(part, place) for part, place in zip(np.split(scores_NK, ends), positions, strict=True)]
@@ -256,7 +256,7 @@ def fit_pair(values_NS: np.ndarray, group_N: np.ndarray) -> tuple[Gaussians, Gau
 
 
 def fit_on_training(
-    columns_NF: np.ndarray,
+    compared_NF: np.ndarray,
     width: int,
     sizes: Sequence[int],
     data: SectionData,
@@ -268,8 +268,9 @@ def fit_on_training(
 
     Parameters
     ----------
-    columns_NF
-        Features of all spots: components, and their means over neighbourhoods.
+    compared_NF
+        Features of all spots, as in :class:`strecur.models.features.spots.Inputs`: components, and their means over
+        neighbourhoods.
     width, sizes
         Number of components, and spots of the neighbourhoods.
     data, training
@@ -277,18 +278,18 @@ def fit_on_training(
     group_N
         Domain of every spot, -1 where there is none; without domains 0 for all that are learned from.
     fit_logits
-        Given positions in the table to learn from, fits the linear baseline and returns the function that gives the
-        logits of features; ``None`` without domains.
+        Given positions in the table to learn from and to judge, fits the linear baseline on the former and returns its
+        logits of the latter; ``None`` without domains.
     """
     grid, parts = data.grid, [data.rows(name) for name in training]
     rows = np.concatenate(parts)
     positions = [physical_positions(grid.row[part], grid.col[part], grid.layout) for part in parts]
     return fit_novelty(
         compared_columns(width, sizes, int((group_N[rows] >= 0).sum())),
-        [columns_NF[part] for part in parts],
+        [compared_NF[part] for part in parts],
         positions,
         [group_N[part] for part in parts],
-        None if fit_logits is None else lambda taught_N: fit_logits(rows[taught_N]),
+        None if fit_logits is None else lambda taught_N, judged_N: fit_logits(rows[taught_N], rows[judged_N]),
     )
 
 

@@ -248,7 +248,8 @@ def trm_domains(
     params |= {"smoothing": model.smoothing, "temperature": model.temperature, "abstain": abstain}
     params |= {"coverage": coverage, "novelty": novelty}
     proba_DNC = data.join(model.answers(sections, options, answers), axis=1)
-    novelty_N = data.join(model.rate_novelty(sections))
+    compared = [inputs.compared_NF[data.rows(name)] for name in data.names]
+    novelty_N = data.join(model.rate_novelty(sections, compared))
     obs, obsm, by_section = label_spots(model, data, answers, proba_DNC, abstain=abstain)
     obs["_novelty"] = novelty_N
     if novelty is not None:

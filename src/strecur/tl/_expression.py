@@ -313,7 +313,7 @@ def rate_patches(model: LinearExpressionModel, data: SectionData, inputs: Inputs
     """Rate how strange the patch of every spot is; NaN if the model does not know."""
     grid, parts = data.grid, [data.rows(name) for name in data.names]
     positions_N2 = physical_positions(grid.row, grid.col, grid.layout)
-    found = [rate_section(model.novelty, inputs.averaged_NF[rows], None, positions_N2[rows]) for rows in parts]
+    found = [rate_section(model.novelty, inputs.compared_NF[rows], None, positions_N2[rows]) for rows in parts]
     return data.join(found)
 
 

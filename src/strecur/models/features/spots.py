@@ -22,11 +22,13 @@ from strecur.models.gaussians import Gaussians
 from strecur.models.novelty import FamiliarSections, find_familiar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from anndata import AnnData
 
     from strecur.options import Features
+
+    Moments = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Inputs:
         the same under all.
     averaged_NF
         Mean over the views, which is what linear models read.
+    compared_NF
+        Features in which spots are compared with those of the training, to tell novel ones.
     novelty
         Distance of each section from the training sections; 1: as far as these are from one another.
     """
@@ -49,6 +53,7 @@ class Inputs:
     columns_NF: np.ndarray
     views: Mapping[int, np.ndarray]
     averaged_NF: np.ndarray
+    compared_NF: np.ndarray
     novelty: list[float]
 
 
@@ -103,7 +108,8 @@ class SpotFeatures:
         values = self.representation(data.table)
         views = self.views(data)
         columns = views[0] if views else self.columns(values, data)
-        return Inputs(columns, views, average(columns, views), self.novelty(values, data))
+        averaged = average(columns, views)
+        return Inputs(columns, views, averaged, self.compared(values, averaged, data), self.novelty(values, data))
 
     def views(self, data: SectionData) -> dict[int, np.ndarray]:
         """Compute the features under every symmetry of the lattice; empty if they are the same under all."""
@@ -114,24 +120,32 @@ class SpotFeatures:
 
     def columns(self, values: np.ndarray, data: SectionData) -> np.ndarray:
         """Standardise the representation of every spot, and append the means of its neighbourhoods."""
+        return self.standardised_by(self.moments, values, data)
+
+    def compared(self, values: np.ndarray, columns: np.ndarray, data: SectionData) -> np.ndarray:
+        """Compute the features in which spots are compared with those of the training.
+
+        Shares of cell types mean the same in every section, so they are standardised as in training.
+        """
+        if not self.standardised or self.familiar is None or not isinstance(self.source, CellTypeFeatures):
+            return columns
+        usual = self.familiar.means_SP.mean(axis=0), self.familiar.scale_P
+        return self.standardised_by(lambda *_: usual, values, data)
+
+    def standardised_by(self, moments_of: Moments, values: np.ndarray, data: SectionData) -> np.ndarray:
+        """Standardise by the moments that a function gives for a section, and append the means of neighbourhoods."""
         columns = np.empty((len(values), self.n_columns), dtype=np.float32)
         for name in data.names:
             rows, grid = data.rows(name), data.grid
             own, positions = values[rows], physical_positions(grid.row[rows], grid.col[rows], grid.layout)
             if self.standardised:
-                centre, scale = self.moments(own, positions)
+                centre, scale = moments_of(own, positions)
                 own = (own - centre) / scale
             columns[rows] = np.hstack([own, neighbourhood_means(own, positions, self.neighbours)])
         return columns
 
     def moments(self, values: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return centre and scale of a section.
-
-        Shares of cell types mean the same in every section, and are centred and scaled as in training.
-        """
-        if isinstance(self.source, CellTypeFeatures):
-            familiar = filled(self.familiar)
-            return familiar.means_SP.mean(axis=0), familiar.scale_P
+        """Return centre and scale of a section."""
         return moments(values) if self.domains is None else self.domains.of_section(values, positions)
 
     def with_domains(self, data: SectionData, training: Sequence[str], target_N: np.ndarray) -> SpotFeatures:
@@ -146,7 +160,7 @@ class SpotFeatures:
         target_N
             Domain of every spot, -1 where there is none.
         """
-        if not self.standardised or isinstance(self.source, CellTypeFeatures):
+        if not self.standardised:
             return self
         grid, values = data.grid, self.representation(data.table)
         positions = physical_positions(grid.row, grid.col, grid.layout)
