@@ -18,6 +18,8 @@ import strecur as st
 from strecur import cli
 
 QUICK = [
+    "--architecture",
+    "feedforward",
     "--features",
     "n_genes=20",
     "n_components=4",

@@ -88,19 +88,15 @@ def read_wsidata(
 
     Examples
     --------
-    .. code-block:: python
-
-        import lazyslide as zs, wsidata
-
-        wsi = wsidata.open_wsi("slide.svs")
-        zs.pp.find_tissues(wsi)
-        zs.pp.tile_tissues(wsi, 224, mpp=0.5)
-        zs.tl.feature_extraction(wsi, "uni")
-
-        slide = st.pp.read_wsidata(wsi, "uni")
-        st.tl.predict_expression(slide, model)
-        wsi.tables["trm_expression_tiles"] = st.get.expression(slide)
-        zs.pl.tiles(wsi, feature_key="trm_expression", color=["ERBB2"])
+    >>> import lazyslide as zs, wsidata  # doctest: +SKIP
+    >>> wsi = wsidata.open_wsi("slide.svs")  # doctest: +SKIP
+    >>> zs.pp.find_tissues(wsi)  # doctest: +SKIP
+    >>> zs.pp.tile_tissues(wsi, 224, mpp=0.5)  # doctest: +SKIP
+    >>> zs.tl.feature_extraction(wsi, "uni")  # doctest: +SKIP
+    >>> slide = st.pp.read_wsidata(wsi, "uni")  # doctest: +SKIP
+    >>> st.tl.predict_expression(slide, model)  # doctest: +SKIP
+    >>> wsi.tables["trm_expression_tiles"] = st.get.expression(slide)  # doctest: +SKIP
+    >>> zs.pl.tiles(wsi, feature_key="trm_expression", color=["ERBB2"])  # doctest: +SKIP
     """
     from anndata import AnnData
 
