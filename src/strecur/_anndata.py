@@ -200,7 +200,8 @@ def read_sections(adata: AnnData, library_key: str | None) -> Sections:
     """Read the section of every spot; without ``library_key`` all spots are one section."""
     if library_key is None:
         return Sections(np.zeros(adata.n_obs, dtype=np.int64), ["section"])
-    require(adata.obs, library_key, where="obs", hint="library_key names the column that tells sections apart")
+    hint = "library_key names the column that tells sections apart; leave it out for a single section"
+    require(adata.obs, library_key, where="obs", hint=hint)
     values = pd.Series(adata.obs[library_key].to_numpy(dtype=object))
     text = {value: as_text(value) for value in values.dropna().unique()}
     missing = values.isna() | values.isin([value for value in text if text[value].strip().lower() in NO_SECTION])
