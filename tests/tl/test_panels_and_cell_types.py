@@ -258,6 +258,16 @@ def test_order_and_type_of_the_column_do_not_matter(as_type):
     np.testing.assert_array_equal(columns(new, fit(known, {**OF_TYPES, "cell_type_key": "phenotype"})), expected)
 
 
+def test_cell_types_without_expression_are_validated():
+    adata = typed_sections()
+    bare = ad.AnnData(obs=adata.obs, obsm=dict(adata.obsm), uns=dict(adata.uns))
+    assert bare.X is None
+    options = {"features": OF_TYPES, "training": BRIEFLY, "backbone": ARCHITECTURE["backbone"]}
+    networks = {"feedforward": "feedforward"}
+    table = st.tl.cross_validate(bare, "domain", architectures=networks, seeds=(0,), train=options)
+    assert table.loc[table["method"] == "linear", "accuracy"].min() > 0.8
+
+
 def test_new_and_missing_types_are_zero_and_told_once(caplog):
     known, new = split(typed_sections())
     model = train(known, {**OF_TYPES, "neighbours": (), "standardise": False})

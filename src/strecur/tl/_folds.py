@@ -126,7 +126,12 @@ def check_inputs(table: AnnData, training: Mapping[str, object], use_rep: str | 
 
 
 def read_profiles(table: AnnData, layer: str | None, use_rep: str | None) -> np.ndarray:
-    """Hash each spot to one number: equal for equal values, practically never otherwise; 0 for an empty spot."""
+    """Hash each spot to one number: equal for equal values, practically never otherwise; 0 for an empty spot.
+
+    Cell types alone, in an object without expression, are too few to tell spots apart.
+    """
+    if use_rep is None and layer is None and table.X is None:
+        return np.zeros(table.n_obs)
     values = read_representation(table, use_rep) if use_rep is not None else read_matrix(table, layer)
     return np.asarray(values @ np.random.default_rng(0).random(values.shape[1])).ravel()
 
