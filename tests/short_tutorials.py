@@ -8,17 +8,19 @@ import numpy as np
 
 import strecur as st
 
-N_SPOTS = 900
+N_SPOTS = {"dlpfc": 900, "her2st": 80}
 """Spots that are kept of each section."""
 
 
 def shorten() -> None:
-    """Replace the data set by a part of each section, and long trainings by one epoch."""
-    st.datasets.dlpfc = part_of(st.datasets.dlpfc)
+    """Replace data sets by a part of each section, long trainings by one epoch, and the encoder by one without weights."""
+    st.datasets.dlpfc = part_of(st.datasets.dlpfc, N_SPOTS["dlpfc"])
+    st.datasets.her2st = part_of(st.datasets.her2st, N_SPOTS["her2st"])
     st.tl.train_domains = one_epoch(st.tl.train_domains)
+    st.pp.embed_patches = by_texture(st.pp.embed_patches)
 
 
-def part_of(load):
+def part_of(load, n_spots):
     """Keep the spots of each section that are nearest to a line through its layers."""
 
     @functools.wraps(load)
@@ -28,7 +30,7 @@ def part_of(load):
         kept = np.zeros(adata.n_obs, dtype=bool)
         for rows in adata.obs.groupby("section", observed=True).indices.values():
             distance = np.abs(y[rows] - np.quantile(y[rows], 0.6))
-            kept[rows[np.argsort(distance)[:N_SPOTS]]] = True
+            kept[rows[np.argsort(distance)[:n_spots]]] = True
         return adata[kept].copy()
 
     return loaded
@@ -42,3 +44,13 @@ def one_epoch(train):
         return train(*args, training={"max_epochs": 1} | dict(training or {}), **kwargs)
 
     return trained
+
+
+def by_texture(embed):
+    """Embed one view by the encoder that needs no weights."""
+
+    @functools.wraps(embed)
+    def embedded(*args, encoder=None, views=None, **kwargs):
+        return embed(*args, encoder="texture", views=1, **kwargs)
+
+    return embedded

@@ -15,7 +15,7 @@ import strecur
 TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
 LARGEST = 1_500_000
 SECONDS_PER_CELL = 900
-DATA = {"cortex": "dlpfc"}
+DATA = {"cortex": "dlpfc", "expression": "her2st", "uncertainty": "dlpfc"}
 """Folder of real sections that a notebook needs; the others need none."""
 FOLDER = Path(os.environ.get("STRECUR_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 SHORT = "import short_tutorials\n\nshort_tutorials.shorten()"
