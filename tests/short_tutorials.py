@@ -8,12 +8,12 @@ import numpy as np
 
 import strecur as st
 
-N_SPOTS = {"dlpfc": 900, "her2st": 80}
+N_SPOTS = {"dlpfc": 900, "her2st": 50}
 """Spots that are kept of each section."""
 
 
 def shorten() -> None:
-    """Replace data sets by a part of each section, long trainings by one epoch, and the encoder by one without weights."""
+    """Replace data sets by parts of their sections, long trainings by one epoch, and the encoder by a simple one."""
     st.datasets.dlpfc = part_of(st.datasets.dlpfc, N_SPOTS["dlpfc"])
     st.datasets.her2st = part_of(st.datasets.her2st, N_SPOTS["her2st"])
     st.tl.train_domains = one_epoch(st.tl.train_domains)

@@ -19,7 +19,7 @@ DATA = {"cortex": "dlpfc", "expression": "her2st", "uncertainty": "dlpfc"}
 """Folder of real sections that a notebook needs; the others need none."""
 FOLDER = Path(os.environ.get("STRECUR_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 SHORT = "import short_tutorials\n\nshort_tutorials.shorten()"
-EPOCHS = 4
+EPOCHS = 2
 """Number of epochs in the tests; the stored output is that of the full training."""
 
 

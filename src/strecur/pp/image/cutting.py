@@ -251,13 +251,28 @@ def cut(
     along = np.abs(turn - np.eye(2)).max() <= SMALL_TURN
     level = image.level(side / size)
     factor = image.downsample(level)
-    centres, side = centres / factor, round(side / factor)
-    for x, y in np.floor(centres - side / 2 + 0.5).astype(int):
-        middle = np.array([x, y]) + side / 2
-        patch = image.region(y, x, side, side, level=level) if along else _cut_turned(image, middle, side, turn, level)
-        if side != size:
-            patch = np.asarray(Image.fromarray(patch).resize((size, size), Image.Resampling.LANCZOS))
+    exact = side / factor
+    for centre in centres / factor:
+        # whole pixels at full resolution, parts of pixels at a coarser one
+        corner = centre - exact / 2 if level else np.floor(centre - exact / 2 + 0.5)
+        if along:
+            patch, box = _region_around(image, corner, exact, level)
+        else:
+            patch, box = _cut_turned(image, corner + exact / 2, round(exact), turn, level), None
+        if patch.shape[:2] != (size, size) or level:
+            patch = np.asarray(Image.fromarray(patch).resize((size, size), Image.Resampling.LANCZOS, box=box))
         yield patch
+
+
+def _region_around(
+    image: SectionImage, corner: np.ndarray, side: float, level: int
+) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """Read the pixels of a level that a square touches; return them and where it lies in them."""
+    first = np.floor(corner).astype(int)
+    width, height = np.ceil(corner + side).astype(int) - first
+    left, top = corner - first
+    pixels = image.region(first[1], first[0], height, width, level=level)
+    return pixels, (left, top, left + side, top + side)
 
 
 def _cut_turned(image: SectionImage, centre: np.ndarray, side: int, turn: np.ndarray, level: int) -> np.ndarray:
