@@ -198,7 +198,7 @@ def _outline(group: Any) -> AnnData:
     import anndata as ad
 
     index = group["obs"][group["obs"].attrs["_index"]]
-    n_spots = len(index["values"]) if hasattr(index, "keys") else index.shape[0]
+    n_spots = (index["values"] if hasattr(index, "keys") else index).shape[0]
     uns = {"grid": {"params": ad.io.read_elem(group["uns/grid/params"])}} if "uns/grid/params" in group else {}
     obs = pd.DataFrame(index=pd.RangeIndex(n_spots).astype(str), columns=list(group["obs"].attrs["column-order"]))
     return ad.AnnData(obs=obs, uns=uns)
