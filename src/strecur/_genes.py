@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+
+from strecur._labels import label_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ENSEMBL_ID = re.compile(r"ENS[A-Z]*\d+")
 ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*\d+)\.\d+$")
-
-MISSING = {"nan", "none", "<na>", "na", "n/a", "null", "-"}
-"""What a missing name becomes as text, in lower case."""
 
 MITOCHONDRIAL = re.compile(r"mt[-.:]\S+", re.IGNORECASE)
 """Genes of the mitochondrial genome: MT-CO1, mt-Co1, MT.CO1; not MTOR, MT1X or MTHFR."""
@@ -34,7 +34,7 @@ def clean_genes(names: Iterable[object]) -> list[str]:
     """
     column = pd.Series(list(names), dtype=object)
     cleaned = [ENSEMBL_VERSION.sub(r"\1", str(name).strip()) for name in column.where(column.notna(), "")]
-    words = {name for name in set(cleaned) if name.lower() in MISSING and cleaned.count(name) > 1}
+    words = {name for name, n in Counter(cleaned).items() if n > 1 and label_text(name) is None}
     return ["" if name in words else name for name in cleaned] if words else cleaned
 
 
