@@ -42,6 +42,7 @@ def test_missing_labels_are_none_whatever_they_are_called(word, kind):
         pd.Series([1, 2, None], dtype="Int64").astype(str),
         pd.Series([1, 2, None]).astype("category"),
         pd.Series(["1.0", "2", " "]),
+        pd.Series([1, 2, np.inf]),
         pd.Series([1, 2, -1]),
         pd.Series([1.0, 2.0, -1.0]),
         pd.Series(["1", "2", "-1"]),

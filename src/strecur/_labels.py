@@ -32,16 +32,17 @@ WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
 def clean_labels(values: pd.Series | Sequence[object]) -> pd.Series:
     """Return labels as strings, with missing ones as ``None``; a Series of objects whatever the text type of pandas.
 
-    Missing are NaN, text without letters and digits, words such as "NA", "<NA>", "not annotated" and "Not_annotated" in
-    any case, and -1 unless there are other negative numbers. Whole numbers are written alike whatever their type: a
-    column of integers that lacks some holds floats.
+    Missing are NaN, infinite numbers, text without letters and digits, words such as "NA", "<NA>", "not annotated" and
+    "Not_annotated" in any case, and -1 unless there are other negative numbers. Whole numbers are written alike
+    whatever their type: a column of integers that lacks some holds floats.
     """
     shape = np.asarray(values, dtype=object).shape
     if len(shape) != 1:
         msg = f"labels have shape {shape}; pass one label per spot"
         raise ValueError(msg)
     given = pd.Series(values).astype(object)
-    missing = given.isna().to_numpy()
+    infinite = np.array([isinstance(value, float | np.floating) and np.isinf(value) for value in given], dtype=bool)
+    missing = given.isna().to_numpy() | infinite
     written = {label: label_text(label) for label in given[~missing].unique()}
     if is_code_of_missing({text for text in written.values() if text is not None}):
         written = {label: None if text == "-1" else text for label, text in written.items()}

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import calls
 import numpy as np
+import pandas as pd
 import pytest
 import small_world as world
+from toy_histology import train as train_on_patches
 
 import strecur as st
 from strecur._tissue import find_background
+from strecur.nn import WindowedConfig
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 def with_background() -> tuple[object, object]:
@@ -162,3 +171,41 @@ def test_annotation_and_patches_lie_where_the_lattice_does(tmp_path):
     np.testing.assert_array_equal(*found)
     with pytest.raises(ValueError, match="image"):
         st.pp.embed_patches(adata, image.astype(np.uint8), **encoder, spatial_key="spatial")
+
+
+def with_table(adata: AnnData, key: str) -> AnnData:
+    """Make a representation a table with named columns."""
+    names = [f"latent {i}" for i in range(adata.obsm[key].shape[1])]
+    adata.obsm[key] = pd.DataFrame(np.asarray(adata.obsm[key]), adata.obs_names, names)
+    return adata
+
+
+def test_named_columns_of_a_representation_are_read_by_name(sections, tmp_path):
+    sections.obsm["X_latent"] = np.random.default_rng(0).normal(size=(sections.n_obs, 8)).astype(np.float32)
+    sections.obsm["X_latent"] += sections.obs["domain"].astype("category").cat.codes.to_numpy()[:, None] * np.arange(8)
+    sections = with_table(sections, "X_latent")
+    small = WindowedConfig(width=32, n_heads=2, window=4, n_global=1)
+    model = calls.train_domains(sections, "domain", use_rep="X_latent", backbone=small, max_epochs=1)
+    model.save(tmp_path / "model")
+    found = []
+    for order in (slice(None), slice(None, None, -1)):
+        new = sections.copy()
+        new.obsm["X_latent"] = new.obsm["X_latent"].iloc[:, order]
+        st.tl.trm_domains(new, st.load_model(tmp_path / "model"))
+        found.append(new.obsm["trm_domains_proba"])
+    np.testing.assert_array_equal(*found)
+    new.obsm["X_latent"] = new.obsm["X_latent"].rename(columns={"latent 0": "batch"})
+    with pytest.raises(ValueError, match=r"other columns than in training.*'batch', 'latent 0'"):
+        st.tl.trm_domains(new, model)
+
+
+def test_named_columns_of_embeddings_are_read_by_name(pair):
+    del pair.obsm["X_patch_d4"]
+    model = train_on_patches(with_table(pair, "X_patch"))
+    found = []
+    for order in (slice(None), slice(None, None, -1)):
+        new = pair.copy()
+        new.obsm["X_patch"] = new.obsm["X_patch"].iloc[:, order]
+        st.tl.predict_expression(new, model)
+        found.append(new.obsm["trm_expression"])
+    np.testing.assert_array_equal(*found)

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from strecur._anndata import find_spatial_key, read_representation, read_xy, require
 from strecur._geometry import COMPOSE, ELEMENTS, KEEP_ROWS
 from strecur.models.features.components import fit_components
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
@@ -44,6 +45,8 @@ class RepresentationFeatures:
         wanted of every section.
     record
         What ``uns[use_rep]`` told about the encoder in training; empty for a representation made elsewhere.
+    names
+        Names of the columns in training; empty if they had none.
     """
 
     use_rep: str
@@ -52,6 +55,7 @@ class RepresentationFeatures:
     components_FP: np.ndarray
     has_views: bool
     record: Mapping[str, object] = field(default_factory=dict)
+    names: Sequence[str] = ()
 
     def transform(self, adata: AnnData) -> np.ndarray:
         """Project every spot, spots × components float32."""
@@ -86,7 +90,7 @@ class RepresentationFeatures:
                 "checked; adata.uns[%r]['encoder'] names it",
                 *(self.use_rep, named(now), named(known), self.use_rep),
             )
-        values = read_representation(adata, self.use_rep)
+        values = read_columns(adata, self.use_rep, self.names)
         if values.shape[1] != len(self.mean_F):
             msg = (
                 f"adata.obsm[{self.use_rep!r}] has {values.shape[1]} columns; the model was trained on "
@@ -128,7 +132,38 @@ def fit_representation(
     scale = values.std(axis=0)
     scale = np.where(scale > 1e-6, scale, 1.0).astype(np.float32)
     mean, components = fit_components(values / scale, n_components, rng)
-    return RepresentationFeatures(use_rep, mean * scale, scale, components, has_views, read_record(adata, use_rep))
+    record, names = read_record(adata, use_rep), column_names(adata, use_rep)
+    return RepresentationFeatures(use_rep, mean * scale, scale, components, has_views, record, names)
+
+
+def column_names(adata: AnnData, use_rep: str) -> list[str]:
+    """Return the names of the columns of a table in ``obsm``; none for an array, or for columns that are numbers."""
+    table = adata.obsm[use_rep]
+    if not isinstance(table, pd.DataFrame) or all(str(name).isdigit() for name in table.columns):
+        return []
+    return [str(name) for name in table.columns]
+
+
+def read_columns(adata: AnnData, use_rep: str, names: Sequence[str]) -> np.ndarray:
+    """Read a representation with its columns in the order of the training, if they are named.
+
+    Parameters
+    ----------
+    adata
+        Object with the representation in ``obsm``.
+    use_rep
+        Its key.
+    names
+        Names of the columns in training, from :func:`column_names`.
+    """
+    values, here = read_representation(adata, use_rep), column_names(adata, use_rep)
+    if not names or not here or list(names) == here:
+        return values
+    if sorted(names) != sorted(here):
+        unlike = sorted(set(names).symmetric_difference(here))
+        msg = f"adata.obsm[{use_rep!r}] has other columns than in training; in one of both alone: {unlike[:5]}"
+        raise ValueError(msg)
+    return values[:, [here.index(name) for name in names]]
 
 
 def read_views(adata: AnnData, use_rep: str) -> np.ndarray:

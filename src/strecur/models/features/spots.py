@@ -17,7 +17,12 @@ from strecur.models.features.expression import ExpressionFeatures, fit_expressio
 from strecur.models.features.intensities import IntensityFeatures, fit_intensity_features
 from strecur.models.features.lattices import TrainingLattices, read_lattices
 from strecur.models.features.neighbourhood import moments, neighbourhood_means
-from strecur.models.features.representation import RepresentationFeatures, fit_representation
+from strecur.models.features.representation import (
+    RepresentationFeatures,
+    column_names,
+    fit_representation,
+    read_columns,
+)
 from strecur.models.gaussians import Gaussians
 from strecur.models.novelty import FamiliarSections, find_familiar
 
@@ -79,6 +84,8 @@ class SpotFeatures:
     domains
         Moments of the domains in training, by which sections that hold a part of them are centred and scaled; ``None``:
         every section by its own.
+    names
+        Names of the columns of a representation that is taken as it is; empty if they had none.
     """
 
     source: ExpressionFeatures | IntensityFeatures | CellTypeFeatures | RepresentationFeatures | str
@@ -88,6 +95,7 @@ class SpotFeatures:
     familiar: FamiliarSections | None = None
     lattices: TrainingLattices | None = None
     domains: DomainMoments | None = None
+    names: Sequence[str] = ()
 
     @property
     def n_columns(self) -> int:
@@ -171,7 +179,7 @@ class SpotFeatures:
         if not isinstance(self.source, str):
             return self.source.transform(adata)
         require(adata.obsm, self.source, where="obsm", hint="The model was trained on this representation.")
-        values = read_representation(adata, self.source)
+        values = read_columns(adata, self.source, self.names)
         if values.shape[1] != self.width:
             msg = f"adata.obsm[{self.source!r}] has {values.shape[1]} columns; the model was trained on {self.width}"
             raise ValueError(msg)
@@ -208,7 +216,9 @@ def fit_domain_features(
             raise ValueError(msg)
         values = read_representation(data.table, use_rep)
         familiar = find_familiar(values, data.sections, training)
-        return SpotFeatures(use_rep, values.shape[1], options.standardise, neighbours, familiar, lattices)
+        names = column_names(data.table, use_rep)
+        width = values.shape[1]
+        return SpotFeatures(use_rep, width, options.standardise, neighbours, familiar, lattices, names=names)
     in_training = data.within(training)
     table = data.table
     part = table[in_training].to_memory() if table.isbacked else table[in_training]
@@ -265,7 +275,7 @@ def features_to_saved(features: SpotFeatures) -> tuple[dict[str, Any], dict[str,
         del saved["surroundings"]
         arrays |= {f"features.domains.{name}": np.atleast_1d(value) for name, value in saved.items()}
     if isinstance(features.source, str):
-        return {**values, "use_rep": features.source}, arrays
+        return {**values, "use_rep": features.source, "names": list(features.names)}, arrays
     (kind,) = [name for name, source in SOURCES.items() if source is type(features.source)]
     fitted = vars(features.source)
     of_source = {name: value for name, value in fitted.items() if isinstance(value, np.ndarray)}
@@ -294,4 +304,5 @@ def features_from_saved(values: Mapping[str, Any], arrays: Mapping[str, np.ndarr
         surroundings = Gaussians(own.pop("mean_CF"), own.pop("whiten_FF"))
         domains = DomainMoments(surroundings=surroundings, limit=own.pop("limit").item(), **own)
     neighbours = tuple(values["neighbours"])
-    return SpotFeatures(source, values["width"], values["standardised"], neighbours, familiar, lattices, domains)
+    standardised, names = values["standardised"], values.get("names", ())
+    return SpotFeatures(source, values["width"], standardised, neighbours, familiar, lattices, domains, names)

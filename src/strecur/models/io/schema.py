@@ -77,6 +77,7 @@ class Representation(TypedDict):
     use_rep: str
     has_views: bool
     record: dict[str, Any]
+    names: NotRequired[list[str]]
 
 
 class Lattices(TypedDict):
@@ -95,6 +96,7 @@ class Features(TypedDict):
     neighbours: list[int]
     lattices: NotRequired[Lattices]
     use_rep: NotRequired[str]
+    names: NotRequired[list[str]]
     expression: NotRequired[Expression]
     intensities: NotRequired[Intensities]
     cell_types: NotRequired[CellTypes]
