@@ -118,7 +118,7 @@ class Sudokus:
 
     def read(self, path: Path, n: int, rng: np.random.Generator) -> list[Section]:
         """Draw puzzles from a table with columns ``question`` (a dot is an empty cell) and ``answer``."""
-        table = pd.read_csv(path, usecols=["question", "answer"])
+        table = pd.read_csv(path, usecols=["question", "answer"], dtype=str)
         chosen = table.iloc[rng.choice(len(table), n, replace=False)]
         return [
             self.section(f"{i}", [int(c) for c in question.replace(".", "0")], [int(c) for c in answer])

@@ -177,7 +177,7 @@ def empty_gene(matrix: object) -> np.ndarray:
 
 def seldom(adata: AnnData) -> None:
     """Give one spot a domain of its own."""
-    values = adata.obs["domain"].astype(object).to_numpy()
+    values = adata.obs["domain"].astype(object).to_numpy(copy=True)
     values[5] = "alone"
     adata.obs["domain"] = pd.Categorical(values)
 

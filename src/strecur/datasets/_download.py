@@ -71,7 +71,8 @@ def registry() -> dict[tuple[str, str], str | None]:
     with (files("strecur.datasets") / "files" / "registry.tsv").open(encoding="utf-8") as text:
         table = pd.read_csv(text, sep="\t", comment="#", dtype=str)
     keys = zip(table["source"], table["path"], strict=True)
-    return dict(zip(keys, table["checksum"].where(table["checksum"] != "-", None), strict=True))
+    checksums = (None if checksum == "-" else checksum for checksum in table["checksum"])
+    return dict(zip(keys, checksums, strict=True))
 
 
 def remote_files(source: str, *, below: str = "") -> list[RemoteFile]:
