@@ -47,7 +47,10 @@ SHARES = {"blend", "dropout", "drop_path", "damping", "halt_threshold"}
 POSITIVE = {"temperature", "median_size", "cells_per_pitch", "branch_gain", "mlp_ratio"}
 
 
-ADDED_LATER = {"positions", "skip", "shifted", "resampling"}
+ADDED_LATER = {
+    *("positions", "skip", "shifted", "resampling"),
+    *("gene_order", "soft_labels", "teacher_forcing", "as_published"),
+}
 """Fields of networks that folders from before these options lack; the network then has their defaults."""
 
 
