@@ -67,13 +67,15 @@ def read_sections(options: argparse.Namespace, names: Sequence[str] | None = Non
         if not cached.exists():
             section = ad.read_h5ad(options.data / f"{name}.h5ad")
             image = options.data / "images" / f"{name}.jpg"
-            patches = {"px": options.patch_px}
+            patches = {"px": options.patch_px, "stain_reference": getattr(options, "stain_reference", None)}
             st.pp.embed_patches(section, str(image), encoder=options.encoder, views=8, patches=patches)
             options.cache.mkdir(parents=True, exist_ok=True)
             section.write_h5ad(cached)
         parts[name] = ad.read_h5ad(cached)
         if (made_by := parts[name].uns["X_patch"]["encoder"]) != options.encoder:
             raise SystemExit(f"{cached} was made by {made_by!r}; choose another --cache for {options.encoder!r}")
+        if ("stain_reference" in parts[name].uns["X_patch"]) != (getattr(options, "stain_reference", None) is not None):
+            raise SystemExit(f"{cached} differs in its stain normalisation; choose another --cache")
     adata = ad.concat(parts, label="section", index_unique="-", join="inner", merge="same", uns_merge="first")
     st.pp.to_grid(adata, library_key="section")
     return adata

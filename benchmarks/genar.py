@@ -2,6 +2,7 @@
 
     python benchmarks/genar.py --data ../shared/data/her2st --sections C2 C3 C4 C5
     python benchmarks/genar.py --data ../shared/data/her2st --sections C2 C3 C4 C5 --ablations
+    python benchmarks/genar.py --data ../shared/data/her2st --sections C2 C3 C4 C5 --methods "GenAR, as published"
 
 embeds the patches (once; in the folder of ``benchmarks/expression.py``), trains on all sections but one, predicts that
 one, and prints the scores. Everything, including the gene panel, is fitted on the training sections. GenAR is scored
@@ -39,12 +40,21 @@ SCORES = [*SHARED, *OF_COUNTS]
 
 
 def ablations(n_genes: int) -> dict[str, GenARConfig]:
-    """Return GenAR without one of its parts each."""
+    """Return GenAR without one of its parts each; the published one needs a GPU."""
     return {
         "GenAR, single scale": GenARConfig(scales=(n_genes,)),
+        "GenAR, three scales": GenARConfig(scales="three"),
+        "GenAR, six scales": GenARConfig(scales="paper"),
+        "GenAR, genes in the order of the panel": GenARConfig(gene_order="panel"),
+        "GenAR, genes in random order": GenARConfig(gene_order="random"),
         "GenAR, no gene identity": GenARConfig(gene_identity=False),
+        "GenAR, hard labels of groups": GenARConfig(soft_labels=False),
         "GenAR, cross-entropy": GenARConfig(last_loss="cross_entropy"),
+        "GenAR, no teacher forcing": GenARConfig(teacher_forcing=False),
         "GenAR, no linear model": GenARConfig(linear_start=False),
+        "GenAR, no linear model, no teacher forcing": GenARConfig(linear_start=False, teacher_forcing=False),
+        "GenAR, no linear model, single scale": GenARConfig(linear_start=False, scales=(n_genes,)),
+        "GenAR, as published": GenARConfig.paper(),
     }
 
 
@@ -96,9 +106,11 @@ def main() -> None:
 
     st.settings.progress = False
     adata = read_sections(options)
-    methods = METHODS | (ablations(options.genes) if options.ablations else {})
+    methods = METHODS | (ablations(options.genes) if options.ablations or options.methods else {})
     if options.methods:
         methods = {name: methods[name] for name in options.methods}
+    elif options.ablations:
+        methods.pop("GenAR, as published")
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
     for section in options.test or options.sections:
         train = adata[adata.obs["section"] != section].copy()

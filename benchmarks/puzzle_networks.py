@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from puzzle_sections import Mazes, Sudokus
+from puzzle_variants import VARIANTS, VariantConfig, head_of, in_grid, variant_of
 from torch import Tensor, nn
 
 from strecur.nn import (
     Backbone,
     BackboneConfig,
     DenseConfig,
-    DomainHead,
     FeedforwardConfig,
     RecursionConfig,
     SpotNetwork,
@@ -34,8 +35,12 @@ METHODS = (
     "universal, run",
     "trm",
     "trm, random",
+    *VARIANTS,
 )
 """``step``: as many layer passes as TRM in an outer step; ``run``: as many as in all outer steps of its training."""
+
+RECURSIONS = {"two networks", "one-step gradient", "single z", "several z"}
+"""Variants with a recursion of their own."""
 
 # With gradients through all layers of a run, the learning rate of the others and full branches leave answers at chance.
 DEEP_RATE, DEEP_GAIN = 0.25, 0.2
@@ -134,14 +139,26 @@ class Preset:
     hidden: int | None = None
     depths: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     breadths: tuple[int, ...] = (4, 16)
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = METHODS[: -len(VARIANTS)]
 
     def n_layer_passes(self, method: str) -> int:
         """Return the layer passes of a method in one of its outer steps."""
         if method == "feedforward":
             return self.n_layers
-        one_step = self.n_layers * self.n_deep * (self.n_latent + 1)
+        n_deep, n_latent = self.updates(method)
+        one_step = self.layers_of(method) * n_deep * (n_latent + 1)
         return one_step * self.n_steps if method.endswith("run") else one_step
+
+    def updates(self, method: str) -> tuple[int, int]:
+        """Return deep cycles and latent updates; methods without recursion have the layer passes of TRM."""
+        if (found := in_grid(method)) is not None:
+            return found
+        halved = variant_of(method) == "twice the layers"
+        return self.n_deep, max(self.n_latent // 2, 1) if halved else self.n_latent
+
+    def layers_of(self, method: str) -> int:
+        """Return the layers of the network that is called."""
+        return self.n_layers * (2 if variant_of(method) == "twice the layers" else 1)
 
     def depths_of(self, method: str) -> tuple[int, ...]:
         """Return the outer steps to evaluate: one for feedforward networks, and no more layer passes than TRM has."""
@@ -163,7 +180,11 @@ class Preset:
             return FeedforwardConfig()
         if method.startswith("universal"):
             return UniversalConfig(n_repeats=self.n_layer_passes(method) // self.n_layers)
-        config = TRMConfig(self.n_latent, self.n_deep, self.n_steps)
+        n_deep, n_latent = self.updates(method)
+        config = TRMConfig(n_latent, n_deep, self.n_steps)
+        if variant_of(method) in RECURSIONS:
+            second = partial(self.make_backbone, self.n_layers)
+            return VariantConfig(n_latent, n_deep, self.n_steps, variant=variant_of(method), second=second)
         if method == "trm, random":  # Equilibrium Reasoners
             config = replace(config, sigma=(1.0, 1.0), damping=0.05, noise=0.01)
         return config
@@ -171,8 +192,8 @@ class Preset:
     def make_network(self, method: str, seed: int) -> SpotNetwork:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            head = DomainHead(self.width, self.puzzles.n_answers, label_smoothing=0.0)
-            n_layers = self.n_layer_passes(method) if method.startswith("feedforward") else self.n_layers
+            head = head_of(method)(self.width, self.puzzles.n_answers, label_smoothing=0.0)
+            n_layers = self.n_layer_passes(method) if method.startswith("feedforward") else self.layers_of(method)
             backbone = self.make_backbone(n_layers)
             if method.endswith("run"):
                 shrink_branches(backbone, DEEP_GAIN)
@@ -186,7 +207,7 @@ class Preset:
     def training_of(self, method: str) -> Training:
         """Return a training with the layer passes of TRM: more visits for a method that does less in each of them."""
         if method.startswith("trm"):
-            return self.training
+            return replace(self.training, ema=0.0) if variant_of(method) == "no EMA" else self.training
         if method.endswith("run"):
             return replace(self.training, learning_rate=DEEP_RATE * self.training.learning_rate)
         return replace(self.training, max_epochs=self.training.max_epochs * self.n_steps)

@@ -3,6 +3,8 @@
     python benchmarks/puzzles.py                      # generated 6x6 Sudokus and mazes, on a CPU
     python benchmarks/puzzles.py --preset paper --data ../shared/data/sudoku/sudoku17.csv.gz   # as published, on a GPU
     python benchmarks/puzzles.py --preset paper --dry-run   # only count the parameters
+    python benchmarks/puzzles.py --puzzles sudoku --methods trm "trm, single z" "trm, no EMA"   # table 1 of TRM
+    python benchmarks/puzzles.py --puzzles sudoku --grid 1x1 1x2 2x2 3x2   # deep cycles × latent updates
 
 Network, training and prediction are those of the package; a puzzle is a section whose cells are spots. A puzzle is
 solved if every cell is right. All methods but the plain feedforward network see the same puzzles for the same number of
@@ -192,6 +194,14 @@ def draw(table: pd.DataFrame, trained_passes: dict[str, int], path: Path) -> Non
     figure.savefig(path, dpi=150)
 
 
+def read_size(text: str) -> str:
+    """Return the method of a point of the grid, written as ``3x6``."""
+    n_deep, n_latent = map(int, text.split("x"))
+    if min(n_deep, n_latent) < 1:
+        raise ValueError(text)
+    return f"trm, T={n_deep}, n={n_latent}"
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="small")
@@ -199,6 +209,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="table of 9x9 Sudokus, for the preset 'paper'")
     parser.add_argument("--backbone", choices=("dense", "mixer"), help="by default that of the preset")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="by default all of the preset")
+    parser.add_argument("--grid", nargs="+", type=read_size, metavar="TxN", help="deep cycles × latent updates of TRM")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--dry-run", action="store_true", help="build the networks and count their parameters only")
@@ -219,7 +230,8 @@ def main() -> None:
     for puzzle, preset in presets.items():
         kept = options.out.parent / f"{options.preset}_{puzzle.replace(' ', '_')}.npz"
         train, test = ([], []) if options.dry_run else make_puzzles(preset, options.data, kept)
-        for seed, method in product(options.seeds, options.methods or preset.methods):
+        chosen = [*(options.methods or (() if options.grid else preset.methods)), *(options.grid or ())]
+        for seed, method in product(options.seeds, chosen):
             setting = {"preset": options.preset, "puzzle": puzzle, "backbone": preset.backbone}
             wanted = setting | {"method": method, "seed": seed}
             n_parameters = sum(p.numel() for p in preset.make_network(method, seed).parameters())

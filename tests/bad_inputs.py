@@ -322,6 +322,7 @@ WITH_LIBRARY_KEY = [
     *("tl.calibrate_expression", "tl.calibrate_halting", "tl.recursion_sweep", "tl.landscape"),
     *("pl.domains", "pl.refinement", "pl.halt_steps", "pl.halt_summary", "pl.confidence", "pl.reliability"),
     *("pl.marker_panel", "pl.gene_scores", "pl.confusion", "pl.suggestions", "tl.suggest_annotation"),
+    "pl.slide_tokens",
 ]
 TAKES_ADATA = [*WITH_LIBRARY_KEY, "tl.cluster_latent", "get.expression", "pl.convergence"]
 TAKES_MODEL = [
@@ -495,6 +496,13 @@ raises("pp.tile_image", "a list as image", ValueError, "expected grey, RGB or RG
 
 raises("pp.tile_image", "a negative `mpp`", ValueError, "must be positive", mpp=-0.5)
 
+raises("pp.read_hest", "a folder without sections", FileNotFoundError, "holds 'st' and 'patches'", lambda folder: folder / "st")
+raises("pp.read_hest", "an unknown section", FileNotFoundError, "there are ['S1']", sections=["S2"])
+raises("pp.read_hest", "no section", FileNotFoundError, "sections is empty", sections=[])
+raises("pp.read_hest", "a number as `sections`", TypeError, "pass names", sections=3)
+raises("pp.read_hest", "a number as encoder", TypeError, "is neither a name, nor a function", encoder=3)
+raises("pp.read_hest", "`batch_size=0`", ValueError, "at least one", batch_size=0)
+raises("pp.read_hest", "a slash in `use_rep`", ValueError, "not a legal key", use_rep="a/b")
 raises("pp.read_wsidata", "an AnnData", TypeError, "open the slide with wsidata.open_wsi", lambda _wsi: world.raw())
 raises("pp.read_wsidata", "a slide without `mpp`", ValueError, "call wsi.set_mpp", lambda w: w.attrs["slide_properties"].update(mpp=None))
 raises("pp.read_wsidata", "features that do not exist", KeyError, "lazyslide.tl.feature_extraction", feature_key="uni")
@@ -777,6 +785,13 @@ raises("pl.gene_scores", "a missing prediction", KeyError, "Run strecur.tl.predi
 raises("pl.gene_scores", "genes that are not predicted", KeyError, "has g0", genes=["TP53"])
 raises("pl.gene_scores", "no measured gene", ValueError, "nothing to compare with", other_panel)
 raises("pl.gene_scores", "`n_label=-1`", ValueError, "at least 0", n_label=-1)
+raises("pl.slide_tokens", "a missing result", KeyError, "Run strecur.tl.predict_expression", key="expression")
+raises("pl.slide_tokens", "a network without global tokens", KeyError, "Only networks with global tokens", lambda a: a.uns["trm_domains"].__delitem__("slide_tokens"))
+raises("pl.slide_tokens", "one section", ValueError, "at least 2 are needed", library_id="S1")
+raises("pl.slide_tokens", "an unknown section", KeyError, "there are", library_id="S9")
+raises("pl.slide_tokens", "a column that varies in a section", ValueError, "must be constant in each section", color="domain")
+raises("pl.slide_tokens", "numbers in place of axes", TypeError, "pass matplotlib axes", ax=wrong_axes)
+raises("pl.slide_tokens", "the wrong number of axes", ValueError, "ax holds 7", ax=no_axes)
 raises("pl.training", "text in place of the model", TypeError, "expected a fitted model", lambda _model: "model")
 raises("pl.training", "a history without epochs", ValueError, "has no epochs", lambda model: model.history[:0])
 raises("pl.training", "a history without a column", KeyError, "there are", lambda model: model.history.drop(columns="train_loss"))
@@ -805,6 +820,7 @@ raises("metrics.expected_calibration_error", "a column too many", ValueError, "e
 raises("metrics.expected_calibration_error", "no bins", ValueError, "at least one", n_bins=0)
 raises("metrics.path_dependence", "one row without a table", ValueError, "sections × restarts", lambda x: x[0])
 raises("metrics.path_dependence", "text in place of numbers", ValueError, "expected numbers", lambda x: x.astype(str) + "x")
+succeeds("pl.slide_tokens", "a section that was not predicted", "the others are drawn", lambda ax, *_: len(ax.texts) == 2, lambda a: a.uns["trm_domains"]["slide_tokens"].__setitem__(0, NAN))
 succeeds("pl.gene_scores", "one gene as text", "it is named", has(lambda ax: [t.get_text() for t in ax.texts] == ["g1"]), genes="g1")
 raises("metrics.pcc_top", "`k=0`", ValueError, "at least one", k=0)
 raises("metrics.pcc_top", "`k=-1`", ValueError, "at least one", k=-1)

@@ -259,6 +259,23 @@ def empty_folder() -> Path:
     return place
 
 
+def hest_folder() -> Path:
+    """Folder of the form of HEST with one section."""
+    import h5py
+
+    folder = scratch() / "hest"
+    if not folder.exists():
+        (folder / "st").mkdir(parents=True)
+        (folder / "patches").mkdir()
+        adata = sections()
+        adata = adata[adata.obs["section"] == "S1"].copy()
+        adata.write_h5ad(folder / "st" / "S1.h5ad")
+        with h5py.File(folder / "patches" / "S1.h5", "w") as file:
+            file["img"] = np.zeros((adata.n_obs, 16, 16, 3), dtype=np.uint8)
+            file["barcode"] = np.array([[name.encode()] for name in adata.obs_names], dtype=object)
+    return folder
+
+
 def log_values(seed: int = 0, shape: tuple[int, int] = (30, 6)) -> np.ndarray:
     return np.log2(np.random.default_rng(seed).poisson(3, shape) + 1.0)
 
@@ -299,6 +316,7 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
     "pp.load_encoder": (None, {"name": "texture"}),
     "pp.tile_image": (image, {"pitch_px": 25}),
     "pp.read_wsidata": (lambda: lazy_slide(Path("slide.svs")), {"feature_key": "toy"}),
+    "pp.read_hest": (hest_folder, {"sections": "S1", "encoder": MEANS}),
     "pp.fit_stain_reference": (raw, SECTIONS),
     "pp.high_mean_high_variance_genes": (raw, {"n_genes": 10, **SECTIONS}),
     "tl.train_domains": (sections, {"label_key": "domain", **QUICK}),
@@ -351,6 +369,7 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
     "pl.confusion": (labelled, {"truth": "domain"}),
     "pl.suggestions": (suggested, {}),
     "pl.convergence": (labelled, {}),
+    "pl.slide_tokens": (labelled, {"key": "trm_domains"}),
     "pl.recursion_sweep": (lambda: _swept().copy(), {}),
     "pl.landscape": (lambda: _landscape().copy(), {}),
     "pl.marker_panel": (predicted, {"genes": lambda: ["g0", "g1"]}),

@@ -31,6 +31,7 @@ FIRST_PARAMETER = {
     "pp.load_encoder": "name",
     "tl.predict_cohort": "paths",  # of files, which are read one at a time
     "tl.sample_cohort": "paths",
+    "pp.read_hest": "folder",  # makes the AnnData
     "pp.read_wsidata": "wsi",  # makes the AnnData
     "pp.tile_image": "image",  # makes the AnnData
 }

@@ -102,6 +102,7 @@ def test_what_only_looks_takes_it_too(done):
         lambda *a, **k: pl.reliability(*a, truth="domain", **k),
         lambda *a, **k: pl.confusion(*a, truth="domain", **k),
         pl.gene_scores,
+        pl.slide_tokens,
         pl.suggestions,
         lambda sdata, **k: pl.marker_panel(sdata, list(sdata["table"].var_names[:2]), library_id="S1", **k),
     ],

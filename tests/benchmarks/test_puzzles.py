@@ -199,7 +199,7 @@ def test_methods_pass_as_many_layers_as_they_say(method):
 
 @pytest.mark.parametrize("method", networks.METHODS[1:])
 def test_methods_pass_as_many_layers_in_training(method):
-    preset = tiny("mixer")
+    preset = tiny("mixer", n_latent=3)
     passes = preset.training_of(method).max_epochs * preset.steps_of(method) * preset.n_layer_passes(method)
     assert passes == preset.training.max_epochs * preset.n_steps * preset.n_layer_passes("trm")
 

@@ -243,3 +243,15 @@ def test_hidden_spots_have_no_features_but_stay():
     assert torch.equal(hidden.features_NF[~gone], part.features_NF[~gone])
     assert torch.equal(hidden.target_N, part.target_N)
     assert len(hidden.lattice.row_N) == 1600
+
+
+def test_hist_augmentation_weakens_along_a_line_or_half_a_cosine():
+    share = np.linspace(0, 1, 11)
+    line = [HistAugmentation().at(s).strength for s in share]
+    cosine = [HistAugmentation(schedule="cosine").at(s).strength for s in share]
+    np.testing.assert_allclose(line, 1 - 0.8 * share)
+    np.testing.assert_allclose(cosine, 0.2 + 0.8 * (1 + np.cos(np.pi * share)) / 2)
+    assert cosine[2] > line[2]
+    assert cosine[8] < line[8]
+    with pytest.raises(ValueError, match="'linear' or 'cosine'"):
+        HistAugmentation(schedule="step")

@@ -108,9 +108,11 @@ def test_pitfall_57_sequences_have_the_lengths_of_the_paper(condition):
 def test_derived_scales_rise_to_any_number_of_genes():
     assert derive_scales(200) == PAPER_SCALES
     assert derive_scales(302) == (1, 4, 8, 60, 151, 302)
-    assert derive_scales(200, few=True) == (1, 4, 20, 200)
-    for n_genes, few in product(range(1, 400), (False, True)):
-        scales = derive_scales(n_genes, few=few)
+    assert derive_scales(200, "few") == (1, 4, 20, 200)
+    assert derive_scales(200, "three") == (1, 20, 200)
+    assert derive_scales(200, "single") == (200,)
+    for n_genes, design in product(range(1, 400), ("paper", "few", "three")):
+        scales = derive_scales(n_genes, design)
         assert (scales[0], scales[-1]) == (1, n_genes)
         assert GenARConfig(scales, VOCABULARY).n_genes == n_genes
         assert all(finer >= 1.5 * coarse for coarse, finer in pairwise(scales))
@@ -356,6 +358,7 @@ def test_configuration_survives_json_and_names_what_is_wrong():
         {"last_loss": "mse"},
         {"softness": (0.1, 0.0)},
         {"decision": "mean"},
+        {"gene_order": "alphabet"},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             replace(config, **wrong)
@@ -364,12 +367,39 @@ def test_configuration_survives_json_and_names_what_is_wrong():
 def test_configuration_is_completed_for_genes_and_counts():
     assert GenARConfig().fitted(200, 431).scales == (1, 4, 20, 200)
     assert GenARConfig(scales="paper").fitted(200, 431).scales == PAPER_SCALES
+    assert GenARConfig(scales="single").fitted(200, 431).scales == (200,)
     assert GenARConfig().fitted(200, 431).vocabulary == 432
     assert GenARConfig().fitted(200, 10**6).vocabulary == 2001
     assert GenARConfig().fitted(200, 0).vocabulary == 2
     assert GenARConfig(vocabulary=50).fitted(200, 431).vocabulary == 50
     with pytest.raises(ValueError, match="end with 30 genes, but 24 are to be predicted"):
         GenARConfig((1, 30)).fitted(24, 10)
+
+
+def test_without_teacher_forcing_training_sees_what_prediction_sees(condition, counts):
+    forced, free = network().eval(), network(teacher_forcing=False).eval()
+    other = counts.flip(0)
+    assert torch.equal(forced(condition, counts)[0], free(condition, counts)[0])
+    assert not torch.equal(forced(condition, counts)[-1], forced(condition, other)[-1])
+    assert torch.equal(free(condition, counts)[-1], free(condition, other)[-1])
+    assert torch.equal(free(condition, counts)[-1].argmax(-1), free.decode(condition).counts_NG)
+    loss = free.loss(condition, counts, generator()).total
+    assert loss > 0
+    loss.backward()
+    assert free.token.weight.grad.abs().sum() > 0
+
+
+def test_labels_of_coarse_scales_are_soft_or_the_nearest_count(condition, counts):
+    soft, hard = network(), network(soft_labels=False)
+    coarse, genes = (torch.zeros(len(counts), n, VOCABULARY) for n in (1, N_GENES))
+    total = counts.mean(dim=1, keepdim=True)
+    # a flat prediction: the divergence is log V less the entropy of the label, which a hard label has none of
+    entropy = torch.special.entr(soft_labels(total, VOCABULARY)).sum(-1).mean()
+    assert entropy > 0.1
+    flat = torch.log(torch.tensor(float(VOCABULARY)))
+    torch.testing.assert_close(soft.scale_loss(coarse, counts), flat - entropy)
+    torch.testing.assert_close(hard.scale_loss(coarse, counts), flat)
+    assert torch.equal(soft.scale_loss(genes, counts), hard.scale_loss(genes, counts))
 
 
 def test_without_identity_genes_are_told_apart_by_their_place_alone(condition, counts):

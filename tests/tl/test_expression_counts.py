@@ -79,6 +79,21 @@ def test_whole_numbers_are_written_beside_the_linear_baseline(config, pair, new)
     np.testing.assert_array_equal(model.measure(new), new.X.toarray())
 
 
+def test_maps_of_counts_are_on_one_scale(model, new):
+    import matplotlib.pyplot as plt
+
+    new = apply(new, model)
+    measured, predicted = st.pl.marker_panel(new, "g1")
+    for panel, expected in (
+        (measured, np.log2(new.X.toarray()[:, 1] + 1)),
+        (predicted, new.obsm[f"{KEY}_log2"][:, 1]),
+    ):
+        (spots,) = panel.collections
+        np.testing.assert_allclose(np.sort(spots.get_array()), np.sort(expected), rtol=1e-5)
+    assert measured.collections[0].get_clim() == predicted.collections[0].get_clim()
+    plt.close("all")
+
+
 def test_counts_come_back_as_an_object_for_count_based_tools(model, new):
     import scanpy as sc
 
@@ -309,3 +324,39 @@ def test_vim_is_not_lost_on_a_real_section(data_dir):
     calls.predict_expression(adata, model)
     counts = st.get.expression(adata)
     assert list(counts.var_names) == model.genes
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "expected"),
+    [
+        (GenARConfig.paper(), {}, (1e-4, 1e-4, 0, 0.0, 50)),
+        (GenARConfig.paper(spots_per_step=25), {}, (1e-4, 1e-4, 0, 0.0, 200)),  # 100 spots in four visits
+        (GenARConfig.paper(), {"learning_rate": 1e-3, "max_epochs": 3}, (1e-3, 1e-4, 0, 0.0, 3)),
+        (GenARConfig(), {}, (5e-3, 0.5, 30, 0.98, 60)),
+    ],
+)
+def test_the_publication_is_trained_as_published(config, given, expected, pair, monkeypatch):
+    seen = {}
+
+    def recorded(network, parts, training, **options):
+        seen.update(training=training, augment=options["augment"])
+        return [{"epoch": 1, "train_loss": 0.0}]
+
+    monkeypatch.setattr("strecur.models.fitting.fit", recorded)
+    small = replace(config, width=24, n_layers=1, n_heads=2, condition_width=24, n_groups=2)
+    train(pair, architecture=small, **{"max_epochs": None, "validation": None, **given})
+    used = seen["training"]
+    assert (used.learning_rate, used.weight_decay, used.warmup, used.ema, used.max_epochs) == expected
+    assert (seen["augment"].noise == 0) == config.as_published
+    assert GenARConfig.paper().spots_per_step == 256
+
+
+@pytest.mark.parametrize("order", ["panel", "random"])
+def test_the_order_of_genes_is_chosen_and_saved(order, pair, new, tmp_path):
+    model = train(pair, architecture=replace(TINY, gene_order=order, soft_labels=False, scales="three"))
+    order_G = model.network.head.order_G.tolist()
+    assert sorted(order_G) == list(range(N_GENES))
+    assert (order_G == list(range(N_GENES))) == (order == "panel")
+    expected = apply(new, model).obsm[KEY]
+    model.save(tmp_path / "model")
+    assert np.array_equal(apply(new, st.load_model(tmp_path / "model")).obsm[KEY], expected)

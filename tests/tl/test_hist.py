@@ -84,6 +84,49 @@ def test_the_head_starts_at_the_training_means(sections):
     np.testing.assert_allclose(model.network.head.mean_G.numpy(), expected, rtol=1e-4)
 
 
+def test_the_slide_token_is_kept_and_is_that_of_the_section(sections):
+    model = train_genes(sections, max_epochs=1, validation=None)
+    calls.predict_expression(sections, model, **APPLY, symmetric=False)
+    tokens = sections.uns["trm_expression"]["slide_tokens"]
+    names = list(sections.uns["trm_expression"]["sections"].index)
+    assert tokens.shape == (len(names), 1, TINY.width)
+    assert tokens.dtype == np.float32
+    assert np.ptp(tokens, axis=0).max() > 1e-4
+    alone = sections[sections.obs["section"] == names[-1]].copy()
+    calls.predict_expression(alone, model, **APPLY, symmetric=False)
+    np.testing.assert_allclose(alone.uns["trm_expression"]["slide_tokens"][0], tokens[-1], atol=1e-5)
+    assert not np.allclose(tokens[-1], tokens[0], atol=1e-4)
+
+
+def test_a_section_without_predicted_spots_has_no_token(sections):
+    model = train_genes(sections, max_epochs=1, validation=None)
+    outside = (sections.obs["section"] == "S2").to_numpy()
+    sections.obsm["X_patch"][outside] = np.nan
+    calls.predict_expression(sections, model, **APPLY)
+    names = sections.uns["trm_expression"]["sections"].index
+    missing = np.isnan(sections.uns["trm_expression"]["slide_tokens"]).all(axis=(1, 2))
+    assert list(names[missing]) == ["S2"]
+
+
+def test_there_is_no_token_where_the_network_has_none(sections):
+    model = train_genes(sections, max_epochs=1, validation=None, backbone=replace(TINY, n_global=0))
+    calls.predict_expression(sections, model, **APPLY)
+    assert "slide_tokens" not in sections.uns["trm_expression"]
+
+
+@pytest.mark.parametrize(
+    "option", [{"positions": "rope"}, {"positions": "none", "shifted": False}, {"skip": False, "resampling": "mean"}]
+)
+def test_an_ablation_is_trained_saved_and_read(sections, option, tmp_path):
+    model = train_genes(sections, backbone=replace(TINY, **option), validation=None)
+    assert model.backbone == replace(TINY, cells_per_pitch=1.5, **option)
+    calls.predict_expression(sections, model, **APPLY)
+    expected = sections.obsm["trm_expression"].copy()
+    model.save(tmp_path / "model")
+    calls.predict_expression(sections, st.load_model(tmp_path / "model"), **APPLY)
+    assert np.array_equal(sections.obsm["trm_expression"], expected)
+
+
 def test_another_backbone_does_not_belong_to_it(sections):
     with pytest.raises(ValueError, match="HiST has a backbone of its own"):
         train(sections, architecture="hist", backbone="dense")

@@ -34,6 +34,9 @@ class Prediction:
         Outer steps that were run.
     latents_DNE
         Latent of the kept spots after each outer step, (depth, spots, width) float32, or ``None``.
+    tokens_MD
+        Global tokens of the section after the last step, of the same state as the latent and averaged over the views,
+        (tokens, width) float32.
     """
 
     output_DN: np.ndarray
@@ -42,6 +45,7 @@ class Prediction:
     residual_D: np.ndarray
     n_steps: int
     latents_DNE: np.ndarray | None = None
+    tokens_MD: np.ndarray | None = None
 
     @property
     def residual(self) -> float:

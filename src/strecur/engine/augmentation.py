@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class HistAugmentation:
     """Augmentation of HiST :cite:p:`hist`: random flips, shears and rotations of the lattice, and spots left out.
 
     Features and targets stay with their spots; patches are not rotated with the lattice. The deformed section is on an
-    irregular lattice. The probabilities decrease linearly over the training.
+    irregular lattice. The probabilities decrease over the training.
 
     Attributes
     ----------
@@ -94,6 +94,14 @@ class HistAugmentation:
         Cells per distance of neighbouring spots; with at least 1.5, hardly any spot moves by more than one cell.
     strength
         Current factor on the probabilities.
+    schedule
+        How the factor goes from 1 to ``last``: ``"linear"``, or ``"cosine"`` as in the paper.
+
+    Examples
+    --------
+    >>> from strecur.engine import HistAugmentation
+    >>> [round(HistAugmentation(schedule="cosine").at(share).strength, 2) for share in (0, 0.25, 0.5, 1)]
+    [1.0, 0.88, 0.6, 0.2]
     """
 
     mirror: float = 0.75
@@ -105,9 +113,17 @@ class HistAugmentation:
     last: float = 0.2
     cells_per_pitch: float = 1.5
     strength: float = 1.0
+    schedule: Literal["linear", "cosine"] = "linear"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in {"linear", "cosine"}:
+            msg = f"schedule={self.schedule!r}; choose 'linear' or 'cosine'"
+            raise ValueError(msg)
 
     def at(self, share_done: float) -> HistAugmentation:
         """Return the augmentation after a share of the training, from 0 to 1."""
+        if self.schedule == "cosine":
+            share_done = (1 - math.cos(math.pi * share_done)) / 2
         return replace(self, strength=1 + (self.last - 1) * share_done)
 
     def __call__(self, section: Section, generator: torch.Generator) -> Section:

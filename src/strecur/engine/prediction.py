@@ -102,6 +102,10 @@ class Part:
         """Last state of every spot."""
         return filled(self.carry).state[-1][-len(self.section.lattice.row_N) :]
 
+    def tokens(self) -> Tensor:
+        """Last state of the global tokens."""
+        return filled(self.carry).state[-1][: -len(self.section.lattice.row_N)]
+
 
 @dataclass
 class Job:
@@ -127,6 +131,7 @@ class Job:
     residuals: list[Tensor] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
     last_latent: list[Tensor] = field(default_factory=list)
+    last_tokens: list[Tensor] = field(default_factory=list)
     result: Prediction | None = None
 
     def __post_init__(self) -> None:
@@ -182,6 +187,7 @@ class Job:
             self.add(self.latents, [latent[kept] for latent in latents], self.step)
         if is_last:
             self.add(self.last_latent, [part.latent() for part in self.parts], 1)
+            self.add(self.last_tokens, [part.tokens() for part in self.parts], 1)
             if self.rounds:
                 self.begin_round()
             else:
@@ -209,8 +215,9 @@ class Job:
             torch.stack(residuals).numpy(),
             n_steps,
             torch.stack(latents).numpy() if latents else None,
+            self.last_tokens[0].numpy(),
         )
-        self.outputs, self.latents, self.last_latent, self.parts = [], [], [], []
+        self.outputs, self.latents, self.last_latent, self.last_tokens, self.parts = [], [], [], [], []
 
 
 class Batches:

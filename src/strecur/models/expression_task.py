@@ -19,7 +19,7 @@ from strecur.models.counts import log2_of, predict_values
 from strecur.models.expression import ExpressionModel, LinearExpressionModel
 from strecur.models.features.spots import average, fit_image_features
 from strecur.models.fitting import Lesson, Task, count_epochs, warn_if_behind
-from strecur.models.gene_order import gene_groups
+from strecur.models.gene_order import order_genes
 from strecur.models.genes import choose_genes, count_genes, only_counts
 from strecur.models.linear import choose_penalty, fit_linear_expression
 from strecur.models.network import build_network
@@ -63,6 +63,10 @@ CONSTANT = 0.01
 
 COUNT_VISITS, COUNT_RATE = 120, 5e-3
 """Visits for models of counts, however many sections there are, each of which generates a fixed number of spots."""
+
+
+PUBLISHED_PASSES, PUBLISHED_RATE, PUBLISHED_DECAY = 50, 1e-4, 1e-4
+"""Passes over all spots, learning rate and weight decay of GenAR in its publication (appendix D)."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +265,9 @@ class CountTask(ExpressionTask):
         if recipe.halting is not None:
             msg = f"halting={recipe.halting!r} does not go with architecture='genar'; leave it out"
             raise ValueError(msg)
+        config = as_genar(recipe.architecture)
+        if config.as_published:
+            return published_training(config, split)
         return {
             "max_epochs": -(-COUNT_VISITS // len(split.training)),
             "learning_rate": COUNT_RATE,
@@ -296,6 +303,24 @@ def as_genar(architecture: Architecture) -> GenARConfig:
     return architecture
 
 
+def published_training(config: GenARConfig, split: Split) -> Mapping[str, Any]:
+    """Return how GenAR is trained in its publication.
+
+    An optimizer step sees spots of one section; a section with more spots than it takes is visited several times in one
+    pass over all spots.
+    """
+    spots_per_section = len(split.taught_N) / len(split.training)
+    visits = PUBLISHED_PASSES * max(spots_per_section / config.spots_per_step, 1)
+    return {
+        "max_epochs": round(visits),
+        "learning_rate": PUBLISHED_RATE,
+        "weight_decay": PUBLISHED_DECAY,
+        "warmup": 0,
+        "ema": 0.0,
+        "augmentation": Augmentation(noise=0, drop=0, hide=0, symmetric=False),
+    }
+
+
 def make_network(lesson: ExpressionLesson, architecture: Architecture, recipe: Recipe, rng: int) -> SpotNetwork:
     """Create a network for the genes of a lesson."""
     n_columns, n_genes = lesson.features.n_columns, len(lesson.scale.genes)
@@ -323,7 +348,7 @@ def fit_counts(
             config.vocabulary,
             counts_NG.max(),
         )
-    return config, gene_groups(counts_NG, config.n_groups, rng=rng).order_G
+    return config, order_genes(counts_NG, config.gene_order, config.n_groups, rng=rng)
 
 
 def held_out_groups(data: SectionData, training: Sequence[str]) -> np.ndarray:

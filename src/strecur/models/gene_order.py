@@ -95,6 +95,17 @@ def gene_groups(counts_NG: np.ndarray | sparse.spmatrix, n_groups: int = 4, *, r
     return GeneOrder(np.concatenate(groups), np.repeat(np.arange(len(groups)), [len(group) for group in groups]))
 
 
+def order_genes(counts_NG: np.ndarray, how: str, n_groups: int, *, rng: int = 0) -> np.ndarray:
+    """Return which gene of the panel stands at each place: by ``"clusters"``, as in the ``"panel"``, or ``"random"``.
+
+    Clusters are those of :func:`gene_groups`.
+    """
+    if how == "clusters":
+        return gene_groups(counts_NG, n_groups, rng=rng).order_G
+    n_genes = counts_NG.shape[1]
+    return np.arange(n_genes) if how == "panel" else np.random.default_rng(rng).permutation(n_genes)
+
+
 def standardised_profiles(counts_NG: np.ndarray) -> np.ndarray:
     """Profile of every gene over the spots with mean 0 and standard deviation 1 (0 if constant), genes × spots."""
     deviation_G = counts_NG.std(axis=0)

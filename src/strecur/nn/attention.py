@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,11 @@ from strecur.nn.backbone import SLOTS_PER_SPOT
 
 if TYPE_CHECKING:
     from strecur.nn.lattice import Lattice, Windows
+
+Positions = Literal["relative", "rope", "alibi", "none"]
+
+LONGEST_WAVE = 1e4
+"""Base of the wavelengths of rotary positions, as in TRM."""
 
 # Added to the logit of a masked pair: its weight is zero in every precision, also where all pairs are masked.
 MASKED = -1e4
@@ -24,6 +29,36 @@ def relative_pairs(window: int) -> Tensor:
     row_K, col_K = (axis.flatten() for axis in torch.meshgrid(cell, cell, indexing="ij"))
     d_row, d_col = (axis[None, :] - axis[:, None] + window - 1 for axis in (row_K, col_K))
     return d_row * (2 * window - 1) + d_col
+
+
+def offsets_in_window(window: int) -> Tensor:
+    """Row and column of every slot of a window, (K, 2)."""
+    cell = torch.arange(window)
+    return torch.cartesian_prod(cell, cell)
+
+
+def alibi_bias(n_heads: int, window: int) -> Tensor:
+    """Attention bias that falls with the distance of two cells, with a slope for each head (ALiBi), (H, K, K)."""
+    cell_K2 = offsets_in_window(window).double()
+    slope_H = 2.0 ** (-8 * torch.arange(1, n_heads + 1, dtype=torch.float64) / n_heads)
+    return (-slope_H[:, None, None] * torch.cdist(cell_K2, cell_K2)).float()
+
+
+def rotary_angles(window: int, head_width: int) -> Tensor:
+    """Angles by which rotary positions turn the channels of every slot, (K, E/2): the first half by row, then column.
+
+    Only differences within a window matter, so that they count from its first cell and stay exact at any coordinate.
+    """
+    n_waves = head_width // 4
+    frequency_W = LONGEST_WAVE ** (-torch.arange(n_waves, dtype=torch.float64) / n_waves)
+    return (offsets_in_window(window)[..., None] * frequency_W).flatten(1).float()
+
+
+def rotate(x_BKE: Tensor, angle_KE: Tensor) -> Tensor:
+    """Turn the pairs of channels (e, e + E/2) of every slot by its angles."""
+    cos_KE, sin_KE = angle_KE.cos().to(x_BKE.dtype), angle_KE.sin().to(x_BKE.dtype)
+    first, second = x_BKE.chunk(2, dim=-1)
+    return torch.cat([first * cos_KE - second * sin_KE, first * sin_KE + second * cos_KE], dim=-1)
 
 
 def split_tokens(h_TD: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:
@@ -63,12 +98,39 @@ class SlideAttention(nn.Module):
     A spot has a regular window and a shifted one. It attends to all spots of both in one softmax, to each once, with a
     learned bias for the offset between two cells. Its attention to the global tokens is a second softmax, and the two
     results are added: W-MSA(X) + MCA(X, C) in equation 1 of HiST.
+
+    Parameters
+    ----------
+    n_heads
+        Attention heads.
+    window
+        Cells along a side of a window.
+    dropout
+        Dropout of the attention weights.
+    positions
+        How the offset of two cells of a window enters: a learned bias, rotations of queries and keys, a fixed bias that
+        falls with the distance, or not at all.
+    shifted
+        Whether there are shifted windows.
+    head_width
+        Channels of a head; for rotations only.
     """
 
     pair_KK: Tensor
     twice_KK: Tensor
+    fixed_HKK: Tensor
+    angle_KE: Tensor
 
-    def __init__(self, n_heads: int, window: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        n_heads: int,
+        window: int,
+        dropout: float = 0.0,
+        *,
+        positions: Positions = "relative",
+        shifted: bool = True,
+        head_width: int = 0,
+    ) -> None:
         super().__init__()
         if window % 2:
             msg = (
@@ -76,8 +138,15 @@ class SlideAttention(nn.Module):
             )
             raise ValueError(msg)
         self.n_heads, self.window, self.dropout = n_heads, window, dropout
-        self.bias = nn.Parameter(torch.zeros(n_heads, (2 * window - 1) ** 2))
-        self.register_buffer("pair_KK", relative_pairs(window), persistent=False)
+        self.positions, self.shifted = positions, shifted
+        if positions == "relative":
+            self.bias = nn.Parameter(torch.zeros(n_heads, (2 * window - 1) ** 2))
+            self.register_buffer("pair_KK", relative_pairs(window), persistent=False)
+        else:
+            fixed = alibi_bias(n_heads, window) if positions == "alibi" else torch.zeros(n_heads, window**2, window**2)
+            self.register_buffer("fixed_HKK", fixed, persistent=False)
+        if positions == "rope":
+            self.register_buffer("angle_KE", rotary_angles(window, head_width), persistent=False)
         self.register_buffer("twice_KK", pairs_in_both_windows(window), persistent=False)
 
     def forward(self, tokens_SM: Tensor, spots_N: Tensor, window_spots_N: Tensor, lattice: Lattice) -> Tensor:
@@ -104,7 +173,11 @@ class SlideAttention(nn.Module):
 
     def attend_in_windows(self, qkv_N: Tensor, lattice: Lattice) -> Tensor:
         """Let each spot attend to its regular and its shifted window in one softmax, (N, D)."""
-        bias_HKK = self.bias.to(qkv_N.dtype)[:, self.pair_KK]
+        bias_HKK = self.offset_bias(qkv_N.dtype)
+        if not self.shifted:
+            attend = partial(self.attend_within, qkv_N=qkv_N, bias_HKK=bias_HKK)
+            values, total, _ = lattice.windows(self.window, 0).map(attend)
+            return (values / total.to(values.dtype)).flatten(1)
         once_HKK = bias_HKK.masked_fill(self.twice_KK, MASKED)
         windows = (lattice.windows(self.window, offset) for offset in (0, self.window // 2))
         (regular, *regular_sums), (shifted, *shifted_sums) = (
@@ -116,6 +189,12 @@ class SlideAttention(nn.Module):
         regular_share, shifted_share = (scale / (scale * total).sum(dim=0)).to(regular.dtype)
         return (regular_share * regular + shifted_share * shifted).flatten(1)
 
+    def offset_bias(self, dtype: torch.dtype) -> Tensor:
+        """Bias of the attention between two slots of a window, (H, K, K)."""
+        if self.positions == "relative":
+            return self.bias.to(dtype)[:, self.pair_KK]
+        return self.fixed_HKK.to(dtype)
+
     def attend_within(self, windows: Windows, qkv_N: Tensor, bias_HKK: Tensor) -> tuple[Tensor, ...]:
         """Attend within windows, without dividing by the total weight.
 
@@ -124,6 +203,8 @@ class SlideAttention(nn.Module):
         kernel is several times slower on a CPU for many small windows with a bias.
         """
         q, k, v = gather_heads(qkv_N, windows.spot_WK, self.n_heads)
+        if self.positions == "rope":
+            q, k = rotate(q, self.angle_KE), rotate(k, self.angle_KE)
         empty_WK = torch.zeros_like(windows.occupied_WK, dtype=q.dtype).masked_fill(~windows.occupied_WK, MASKED)
         bias_BKK = (bias_HKK[:, None] + empty_WK[:, None, :]).flatten(0, 1)
         scores_BKK = at_least_float32(torch.baddbmm(bias_BKK, q, k.mT, alpha=q.shape[-1] ** -0.5))

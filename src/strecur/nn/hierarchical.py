@@ -35,12 +35,15 @@ class HierarchyConfig(BackboneConfig):
         """Layers on each level but the coarsest on the way back, finest first."""
         raise NotImplementedError
 
+    def windows_of(self, size: int) -> list[Partition]:
+        """Windows of one layer, ``size`` cells of the finest lattice along a side: regular and shifted ones."""
+        return [(size, 0), (size, size // 2)]
+
     def partitions(self) -> list[list[Partition]]:
         """Windows of all layers; a step between two levels joins a spot with the others of its parent."""
 
         def layers(level: int, depth: int) -> list[list[Partition]]:
-            size = self.window * 2**level
-            return [[(size, 0), (size, size // 2)]] * depth
+            return [self.windows_of(self.window * 2**level)] * depth
 
         def parents(level: int) -> list[list[Partition]]:
             return [[(2 ** (level + 1), 0)]]
@@ -59,11 +62,12 @@ class HierarchyConfig(BackboneConfig):
         return sum(self.down) + sum(self.up)
 
     def tokens_seen(self, layout: str, n_spots: int) -> float:
-        return SLOTS_PER_SPOT[layout] * 2 * self.window**2
+        return SLOTS_PER_SPOT[layout] * len(self.windows_of(self.window)) * self.window**2
 
     def window_values_kept(self, layout: str) -> float:
-        """Values per token that the attention within both windows keeps for the gradient."""
-        return 2 * SLOTS_PER_SPOT[layout] * (5 * self.width + 2 * self.n_heads * self.window**2)
+        """Values per token that the attention within all windows keeps for the gradient."""
+        kept = 5 * self.width + 2 * self.n_heads * self.window**2
+        return len(self.windows_of(self.window)) * SLOTS_PER_SPOT[layout] * kept
 
     def window_values_passing(self, layout: str) -> float:
         """Values per token that the attention within one window holds, without gradient."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from strecur.nn.attention import SlideAttention, split_tokens
+from strecur.nn.attention import Positions, SlideAttention, split_tokens
 from strecur.nn.backbone import Backbone
 from strecur.nn.hierarchical import HierarchyConfig, gather_children, spread_to_children
 from strecur.nn.layers import in_chunks
@@ -17,7 +17,10 @@ from strecur.nn.layers import in_chunks
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from strecur.nn.backbone import Partition
     from strecur.nn.lattice import Lattice
+
+Resampling = Literal["convolution", "merge", "mean"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,31 @@ class HistConfig(HierarchyConfig):
     decoder_depths
         Layers on each level on the way up, finest last; one level less than in the encoder.
     n_global
-        Global tokens per section.
+        Global tokens per section, of which the paper has one ("calibration token"); 0 for none.
     dropout
         Dropout of the inputs and of the attention weights.
     cells_per_pitch
         Resample regular lattices to an irregular one with this many cells per distance of neighbouring spots, like the
         rotated and sheared copies of :class:`strecur.engine.HistAugmentation`. If ``None``, use the lattice as it is.
+    positions
+        How attention within a window knows the offset of two cells: a learned bias (``"relative"``, HiST), rotary
+        positions of rows and columns (``"rope"``), a fixed bias that falls with the distance, differently fast in each
+        head (``"alibi"``), or not at all (``"none"``).
+    skip
+        Concatenate the tokens of the encoder in the decoder (skip connections).
+    shifted
+        Attend to shifted windows too.
+    resampling
+        From one level to the next: ``"convolution"`` has a matrix for each of the four children (HiST); ``"merge"``
+        also normalises the concatenated children before it, as in Swin transformers; ``"mean"`` has one matrix for the
+        mean of the children, so that their places do not matter.
+
+    Examples
+    --------
+    >>> from strecur.nn import HistConfig
+    >>> without_skip = HistConfig(width=64, n_heads=4, skip=False)
+    >>> without_skip.build().fuse.in_features, HistConfig(width=64, n_heads=4).build().fuse.in_features
+    (64, 128)
     """
 
     name: ClassVar[str] = "hist"
@@ -55,6 +77,34 @@ class HistConfig(HierarchyConfig):
     n_global: int = 1
     dropout: float = 0.05
     cells_per_pitch: float | None = None
+    positions: Positions = "relative"
+    skip: bool = True
+    shifted: bool = True
+    resampling: Resampling = "convolution"
+
+    def __post_init__(self) -> None:
+        for name, kind in (("positions", Positions), ("resampling", Resampling)):
+            if getattr(self, name) not in get_args(kind):
+                msg = f"{name}={getattr(self, name)!r}; choose one of {list(get_args(kind))}"
+                raise ValueError(msg)
+        if self.positions == "rope" and self.head_width % 4:
+            msg = (
+                f"positions='rope' needs a multiple of 4 channels per head; width={self.width}, n_heads={self.n_heads}"
+            )
+            raise ValueError(msg)
+
+    @property
+    def head_width(self) -> int:
+        """Channels of an attention head."""
+        return self.width // self.n_heads
+
+    @property
+    def width_up(self) -> int:
+        """Channels of a token that leaves a level of the decoder."""
+        return 2 * self.width if self.skip else self.width
+
+    def windows_of(self, size: int) -> list[Partition]:
+        return super().windows_of(size) if self.shifted else [(size, 0)]
 
     def build(self) -> HistBackbone:
         return HistBackbone(self)
@@ -101,8 +151,16 @@ class HistLayer(nn.Module):
         self.attention_norm, self.mlp_norm = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.window_qkv = nn.Linear(config.width, 3 * config.width)
         self.global_qkv = nn.Linear(config.width, 3 * config.width)
-        self.attention = SlideAttention(config.n_heads, config.window, config.dropout)
-        nn.init.normal_(self.attention.bias, std=0.02)
+        self.attention = SlideAttention(
+            config.n_heads,
+            config.window,
+            config.dropout,
+            positions=config.positions,
+            shifted=config.shifted,
+            head_width=config.head_width,
+        )
+        if config.positions == "relative":
+            nn.init.normal_(self.attention.bias, std=0.02)
         self.out = nn.Linear(config.width, config.width)
         self.mlp = nn.Sequential(
             nn.Linear(config.width, 4 * config.width), nn.ReLU(), nn.Linear(4 * config.width, config.width)
@@ -133,35 +191,57 @@ class HistStage(nn.ModuleList):
 
 
 class HistCoarsening(nn.Module):
-    """Sum over the children that exist, with one matrix for each of the four; tokens have a map of their own."""
+    """Sum over the children that exist, with one matrix for each of the four; tokens have a map of their own.
 
-    def __init__(self, d_in: int, d_out: int) -> None:
+    With ``"merge"`` the concatenated children are normalised before; with ``"mean"`` there is one matrix for their
+    mean.
+    """
+
+    def __init__(self, d_in: int, d_out: int, resampling: Resampling = "convolution") -> None:
         super().__init__()
+        self.is_mean = resampling == "mean"
         self.tokens = nn.Linear(d_in, d_out)
-        self.spots = nn.Linear(4 * d_in, d_out, bias=False)
+        self.before = nn.LayerNorm(4 * d_in) if resampling == "merge" else nn.Identity()
+        self.spots = nn.Linear(d_in if self.is_mean else 4 * d_in, d_out, bias=False)
         self.norm = nn.LayerNorm(d_out)
 
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
         """Go from the tokens of ``lattice`` to those of ``lattice.coarser``."""
         tokens, spots = split_tokens(h_TD, lattice)
-        return torch.cat([self.tokens(tokens), self.norm(self.spots(gather_children(spots, lattice)))])
+        children = gather_children(spots, lattice)
+        if self.is_mean:
+            children = children.unflatten(1, (4, -1)).sum(dim=1) / count_children(lattice).to(children.dtype)
+        return torch.cat([self.tokens(tokens), self.norm(self.spots(self.before(children)))])
+
+
+def count_children(lattice: Lattice) -> Tensor:
+    """Count the spots of each parent, (P, 1)."""
+    return lattice.windows(2, 0).occupied_WK.sum(dim=1, keepdim=True)
 
 
 class HistUncoarsening(nn.Module):
-    """One matrix for each of the four children, equal at initialisation; tokens have a map of their own."""
+    """One matrix for each of the four children, equal at initialisation; tokens have a map of their own.
 
-    def __init__(self, d_in: int, d_out: int) -> None:
+    With ``"mean"`` one matrix serves all four.
+    """
+
+    def __init__(self, d_in: int, d_out: int, resampling: Resampling = "convolution") -> None:
         super().__init__()
+        self.is_mean = resampling == "mean"
         self.tokens = nn.Linear(d_in, d_out)
-        self.spots = nn.Linear(d_in, 4 * d_out, bias=False)
-        with torch.no_grad():
-            self.spots.weight.copy_(self.spots.weight[:d_out].repeat(4, 1))
+        self.spots = nn.Linear(d_in, d_out if self.is_mean else 4 * d_out, bias=False)
+        if not self.is_mean:
+            with torch.no_grad():
+                self.spots.weight.copy_(self.spots.weight[:d_out].repeat(4, 1))
         self.norm = nn.LayerNorm(d_out)
 
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
         """Go from the tokens of ``lattice.coarser`` to those of ``lattice``."""
         tokens, parents = split_tokens(h_TD, lattice.coarser)
-        return torch.cat([self.tokens(tokens), self.norm(spread_to_children(self.spots(parents), lattice))])
+        children = self.spots(parents)
+        if self.is_mean:
+            children = children.repeat(1, 4)
+        return torch.cat([self.tokens(tokens), self.norm(spread_to_children(children, lattice))])
 
 
 class HistBackbone(Backbone):
@@ -178,14 +258,16 @@ class HistBackbone(Backbone):
             raise ValueError(msg)
         width = self.width = config.width
         self.n_context, self.cells_per_pitch = config.n_global, config.cells_per_pitch
+        self.skip, how = config.skip, config.resampling
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = nn.ModuleList(HistStage(config, depth) for depth in config.encoder_depths)
-        self.coarsen = nn.ModuleList(HistCoarsening(width, width) for _ in config.decoder_depths)
+        self.coarsen = nn.ModuleList(HistCoarsening(width, width, how) for _ in config.decoder_depths)
         self.uncoarsen = nn.ModuleList(
-            HistUncoarsening(width if i == 0 else 2 * width, width) for i in range(len(config.decoder_depths))
+            HistUncoarsening(width if i == 0 else config.width_up, width, how)
+            for i in range(len(config.decoder_depths))
         )
         self.decoder = nn.ModuleList(HistStage(config, depth) for depth in config.decoder_depths)
-        self.fuse = nn.Linear(2 * width, width)
+        self.fuse = nn.Linear(config.width_up, width)
 
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
         if self.cells_per_pitch is not None:
@@ -200,5 +282,6 @@ class HistBackbone(Backbone):
         for uncoarsen, stage in zip(self.uncoarsen, self.decoder, strict=True):
             lateral_TD, lattice = passed.pop()
             h_TD = stage(uncoarsen(h_TD, lattice), lattice)
-            h_TD = torch.cat([h_TD, lateral_TD], dim=1)
+            if self.skip:
+                h_TD = torch.cat([h_TD, lateral_TD], dim=1)
         return self.fuse(h_TD)

@@ -11,6 +11,7 @@ from strecur.pl._markers import marker_panel
 from strecur.pl._reasoning import convergence, refinement
 from strecur.pl._recursion import landscape, recursion_sweep
 from strecur.pl._suggestions import suggestions
+from strecur.pl._tokens import slide_tokens
 from strecur.pl._training import training
 from strecur.pl._uncertainty import confidence, reliability
 
@@ -28,6 +29,7 @@ __all__ = [
     "recursion_sweep",
     "refinement",
     "reliability",
+    "slide_tokens",
     "suggestions",
     "training",
 ]

@@ -25,7 +25,7 @@ from strecur.pl._figure import (
     whole_ticks,
 )
 from strecur.pl._maps import MapFigure
-from strecur.pl._results import SCORE_NAMES, choose_sections, made_by, open_result
+from strecur.pl._results import SCORE_NAMES, choose_sections, made_by, open_result, value_by_section
 from strecur.pl._scale import add_scale_bar
 from strecur.pl._spots import draw_spots
 
@@ -255,7 +255,7 @@ def halt_summary(
     else:
         require(record, score, where=f"uns[{key!r}]['sections']", hint=f"{list(FROM_TRUTH)} need truth=...")
         values = record[score].reindex(chosen.names).astype(float)
-    groups, marks = _value_by_section(table, chosen, color), _value_by_section(table, chosen, split)
+    groups, marks = value_by_section(table, chosen, color), value_by_section(table, chosen, split)
     colors = {"": BLUE} if color is None else category_colors(table, color, sorted(groups.unique()))
 
     legend = [*colors, *(marks.unique() if split else [])] if color or split else []
@@ -279,19 +279,6 @@ def _score_sections(table: AnnData, key: str, chosen: ChosenSections, truth: str
     require(table.obs, key, where="obs", hint=made_by(key))
     truths, answers = read_labels(table, truth).to_numpy(), read_labels(table, key).to_numpy()
     return pd.Series({name: domain_scores(truths[r], answers[r])[score] for name, r in chosen.rows.items()})
-
-
-def _value_by_section(table: AnnData, chosen: ChosenSections, column: str | None) -> pd.Series:
-    """Return the value of a column for each section; "" without a column."""
-    if column is None:
-        return pd.Series("", index=chosen.names)
-    require(table.obs, column, where="obs", hint="name a column that is constant in each section")
-    found = {name: table.obs[column].iloc[rows].astype(str).unique() for name, rows in chosen.rows.items()}
-    several = [name for name, values in found.items() if len(values) > 1]
-    if several:
-        msg = f"adata.obs[{column!r}] differs within the sections {several}; it must be constant in each section"
-        raise ValueError(msg)
-    return pd.Series({name: values[0] for name, values in found.items()})
 
 
 def _draw_halt_histogram(ax: Axes, halted: pd.Series, groups: pd.Series, colors: dict[str, str]) -> None:

@@ -81,6 +81,19 @@ def _choose_names(library_id: str | Sequence[str] | None, existing: Sequence[str
     return wanted
 
 
+def value_by_section(table: AnnData, chosen: ChosenSections, column: str | None) -> pd.Series:
+    """Return the value of a column for each section; "" without a column."""
+    if column is None:
+        return pd.Series("", index=chosen.names)
+    require(table.obs, column, where="obs", hint="name a column that is constant in each section")
+    found = {name: table.obs[column].iloc[rows].astype(str).unique() for name, rows in chosen.rows.items()}
+    several = [name for name, values in found.items() if len(values) > 1]
+    if several:
+        msg = f"adata.obs[{column!r}] differs within the sections {several}; it must be constant in each section"
+        raise ValueError(msg)
+    return pd.Series({name: values[0] for name, values in found.items()})
+
+
 def read_answer_labels(table: AnnData, key: str) -> list[str]:
     """Return the labels of the model, in the order of the columns of its probabilities and the codes of its steps."""
     return [str(name) for name in table.uns.get(key, {}).get("categories", read_categories(table.obs[key]))]

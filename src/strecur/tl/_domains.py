@@ -16,7 +16,7 @@ from strecur.models.sections import engine_sections
 from strecur.options import Features, Inference, Training, as_options
 from strecur.tl._inputs import recorded, require_model
 from strecur.tl._novelty import share_novel
-from strecur.tl._reasoning import describe_answers, residual_table, settling_steps
+from strecur.tl._reasoning import describe_answers, residual_table, settling_steps, slide_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -204,10 +204,11 @@ def trm_domains(
     ``uns[key]``
         ``params``, ``categories``, ``model`` (its id), ``sections`` (a table of n_spots, n_steps, halt_step,
         halt_probability, residual, mean_confidence, linear_agreement, novelty, novel and, for several restarts,
-        disagreement by section) and ``residuals`` (a table of section, restart, step and residual). The novelty of a
-        section is the distance to the nearest training section in the space of the representation; 1: as far as
-        training sections are from one another, NaN: there was only one. ``novel`` is the share of its spots stranger
-        than 99 % of the training spots; more than 5 % are logged.
+        disagreement by section), ``residuals`` (a table of section, restart, step and residual) and, for a network
+        with global tokens, ``slide_tokens`` (float32, sections × tokens × width). The novelty of a section is the
+        distance to the nearest training section in the space of the representation; 1: as far as training sections
+        are from one another, NaN: there was only one. ``novel`` is the share of its spots stranger than 99 % of the
+        training spots; more than 5 % are logged.
 
     Raises
     ------
@@ -267,6 +268,7 @@ def trm_domains(
         "model": model.id,
         "sections": describe_answers(data, answers, options).join(by_section),
         "residuals": residual_table(answers),
+        **slide_tokens(model, answers, data.names),
     }
     if coverage is not None:
         obsm["_set"] = label_sets(obsm["_proba"], filled(model.conformal_scores), coverage)

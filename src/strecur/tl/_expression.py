@@ -29,7 +29,7 @@ from strecur.nn import GenARConfig
 from strecur.options import Features, Inference, Training, as_options
 from strecur.tl._inputs import recorded, require_model
 from strecur.tl._novelty import share_novel
-from strecur.tl._reasoning import describe_answers, residual_table
+from strecur.tl._reasoning import describe_answers, residual_table, slide_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -230,7 +230,8 @@ def predict_expression(
         how well each gene is predicted, with ``pcc`` of this answer; NaN if another ``blend`` than that of the model
         was chosen and not measured; see :class:`~strecur.models.ExpressionModel`) and ``sections`` (a table of
         n_spots, n_predicted, novelty, novel and, for a network, n_steps, halt_step, halt_probability and residual by
-        section) and, for a network, ``residuals`` (a table of section, restart, step and residual).
+        section) and, for a network, ``residuals`` (a table of section, restart, step and residual) and, if it has
+        global tokens, ``slide_tokens`` (float32, sections × tokens × width, in the order of ``sections``).
 
     Raises
     ------
@@ -265,7 +266,8 @@ def predict_expression(
     params: dict[str, Any] = {"coverage": coverage, "library_key": library_key}
     if isinstance(model, ExpressionModel):
         options = plan_inference(model, options, data.sizes(), data.grid.layout)
-        found, by_section, record = run_network(model, data, engine_sections(data, inputs), options, rng)
+        names = read_sections(table, library_key).names
+        found, by_section, record = run_network(model, data, engine_sections(data, inputs), options, names, rng)
         found = {"": blend_values(found["_network"], linear_NG, filled(options.blend)), **found}
         params |= {**recorded(options), "rng": rng}
     if coverage is not None:
@@ -291,9 +293,17 @@ def predict_expression(
 
 
 def run_network(
-    model: ExpressionModel, data: SectionData, sections: list[Section], options: Inference, rng: int
+    model: ExpressionModel,
+    data: SectionData,
+    sections: list[Section],
+    options: Inference,
+    names: Sequence[str],
+    rng: int,
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame, dict[str, Any]]:
-    """Return what the network predicts by suffix of the key, a table of sections, and further tables."""
+    """Return what the network predicts by suffix of the key, a table of sections, and further entries of ``uns``.
+
+    ``names`` are those of all sections, also of those without a spot to predict.
+    """
     answers = model.predict(sections, options, rng=rng)
     found = {"_network": data.join([answer.combined(filled(options.selection))[-1] for answer in answers])}
     if options.breadth > 1:
@@ -306,7 +316,7 @@ def run_network(
         found["_spread"] = data.join([draws.spread_NG for draws in drawn])
         found["_sample"] = data.join([draws.first_NG for draws in drawn])
     by_section = describe_answers(data, answers, options).drop(columns="n_spots")
-    return found, by_section, {"residuals": residual_table(answers)}
+    return found, by_section, {"residuals": residual_table(answers), **slide_tokens(model, answers, names)}
 
 
 def rate_patches(model: LinearExpressionModel, data: SectionData, inputs: Inputs) -> np.ndarray:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from strecur._anndata import SectionData
     from strecur.engine import Answer
+    from strecur.models.base import NetworkModel
     from strecur.options import Inference
 
 
@@ -46,6 +47,19 @@ def residual_table(answers: Sequence[Answer]) -> pd.DataFrame:
         for d, value in enumerate(run.residual_D)
     ]
     return pd.DataFrame(rows).astype({"section": "category"})
+
+
+def slide_tokens(model: NetworkModel, answers: Sequence[Answer], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the global tokens of the best restart, (sections, tokens, width), NaN for a section that is not there.
+
+    There is no entry for a network without tokens, or whose tokens do not see the spots.
+    """
+    tokens = {answer.section: filled(answer.best.tokens_MD) for answer in answers}
+    shape = next(iter(tokens.values())).shape
+    if not shape[0] or not model.backbone.sees_other_spots:
+        return {}
+    missing = np.full(shape, np.nan, dtype=np.float32)
+    return {"slide_tokens": np.stack([tokens.get(name, missing) for name in names])}
 
 
 def settling_steps(steps_ND: np.ndarray) -> np.ndarray:

@@ -47,6 +47,13 @@ SHARES = {"blend", "dropout", "drop_path", "damping", "halt_threshold"}
 POSITIVE = {"temperature", "median_size", "cells_per_pitch", "branch_gain", "mlp_ratio"}
 
 
+ADDED_LATER = {
+    *("positions", "skip", "shifted", "resampling"),
+    *("gene_order", "soft_labels", "teacher_forcing", "as_published"),
+}
+"""Fields of networks that folders from before these options lack; the network then has their defaults."""
+
+
 class Expression(TypedDict):
     """Fitted features of expression."""
 
@@ -240,6 +247,8 @@ def check_fields(value: Any, expected: type, where: str) -> None:
         marked = {field.name: marked[field.name] for field in fields(expected)}
     hints = {name: get_args(hint)[0] if get_origin(hint) is NotRequired else hint for name, hint in marked.items()}
     wanted = {name for name, hint in marked.items() if get_origin(hint) is not NotRequired}
+    if is_dataclass(expected):
+        wanted -= ADDED_LATER
     missing, unknown = sorted(wanted - value.keys()), sorted(value.keys() - hints.keys())
     require(not missing, f"{where or 'it'}: lacks {missing}")
     require(not unknown, f"{where or 'it'}: has the unknown names {shown(unknown)}; a later version may know them")

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
-from strecur.nn.genar.targets import OFFSET, SLOPE, derive_scales
+from strecur.nn.genar.targets import OFFSET, SLOPE, ScaleDesign, derive_scales
 from strecur.nn.recursion import FeedforwardConfig, RecursionConfig, TRMConfig
 
 # Vocabulary of the released code. Cost is linear in it, so a single extreme count must not determine it.
@@ -11,6 +11,7 @@ LARGEST_VOCABULARY = 2001
 
 LastLoss = Literal["gaussian_kl", "gaussian_nll", "cross_entropy"]
 Decision = Literal["median", "most_probable"]
+GeneOrder = Literal["clusters", "panel", "random"]
 
 
 def rises(scales: object) -> bool:
@@ -29,7 +30,8 @@ class GenARConfig:
     scales
         Number of gene groups of each scale, rising to the number of genes. A scale need not divide the next one or the
         number of genes: groups are consecutive, disjoint, and differ in size by at most one. ``"paper"``: 1, 4, 8, a
-        fifth and a half of the genes, all genes; ``"few"``: 1, 4, a tenth of the genes, all genes, in half the time.
+        fifth and a half of the genes, all genes; ``"few"``: 1, 4, a tenth of the genes, all genes, in half the time;
+        ``"three"``: 1, a tenth of the genes, all genes; ``"single"``: the genes alone.
     vocabulary
         Number of count tokens; the largest count that can be predicted is ``vocabulary - 1``, and larger ones are
         clipped in training. If ``None`` (default), up to the largest training count, at most 2,001.
@@ -56,6 +58,9 @@ class GenARConfig:
     decision
         Point prediction from the predicted distribution: its ``"median"``, which has the smallest absolute error and
         is less often constant, or the ``"most_probable"`` count (GenAR).
+    soft_labels
+        Distribute the mean count of a gene group between the two counts around it (GenAR). If false, the label of a
+        coarse scale is the nearest count.
     normalized
         Average instead of sum the loss over the gene groups of a scale, so that all scales have the same weight.
     gene_identity
@@ -64,16 +69,26 @@ class GenARConfig:
         Add a linear model to the logits: the frequency of each count in each gene group of the training spots, tilted
         to higher or lower counts by a linear function of the condition. It is trained on all spots of a section, which
         is cheap; the transformer learns the rest. Not part of GenAR.
+    gene_order
+        Which genes are neighbours, and so in one group of coarse scales: ``"clusters"`` of co-expressed genes (GenAR),
+        the order of the ``"panel"``, or a ``"random"`` one.
     n_groups
         Clusters of co-expressed genes that determine the order of the genes, before large ones are split.
     spots_per_step
         Spots of a section per optimizer step.
+    teacher_forcing
+        In training, let a scale see the true tokens of the coarser ones (GenAR). They tell most of the counts of a
+        spot, which the condition then is hardly needed for; in prediction they are not known. If false, a scale sees
+        the most probable tokens of the network, as in prediction.
+    as_published
+        Train as published, where options of the training do not say otherwise: at a learning rate of 1e-4 with a weight
+        decay of 1e-4, for 50 passes over the spots, without warm-up, averaging of weights or changes of the features.
     """
 
     name: ClassVar[str] = "genar"
     has_two_states: ClassVar[bool] = False
 
-    scales: tuple[int, ...] | Literal["few", "paper"] = "few"
+    scales: tuple[int, ...] | ScaleDesign = "few"
     vocabulary: int | None = None
     width: int = 64
     n_layers: int = 2
@@ -91,13 +106,18 @@ class GenARConfig:
     linear_start: bool = True
     n_groups: int = 4
     spots_per_step: int = 8
+    gene_order: GeneOrder = "clusters"
+    soft_labels: bool = True
+    teacher_forcing: bool = True
+    as_published: bool = False
 
     def __post_init__(self) -> None:
         for name in ("scales", "softness"):
             if isinstance(value := getattr(self, name), list):  # when it comes from JSON
                 object.__setattr__(self, name, tuple(value))
-        if self.scales not in {"few", "paper"} and not rises(self.scales):
-            msg = f"scales={self.scales!r} must rise from 1 or more to the number of genes, or be 'few' or 'paper'"
+        if self.scales not in get_args(ScaleDesign) and not rises(self.scales):
+            names = list(get_args(ScaleDesign))
+            msg = f"scales={self.scales!r} must rise from 1 or more to the number of genes, or be one of {names}"
             raise ValueError(msg)
         if isinstance(self.recursion, dict):  # when it comes from JSON
             values = {name: tuple(v) if isinstance(v, list) else v for name, v in self.recursion.items()}
@@ -108,7 +128,7 @@ class GenARConfig:
         if self.width % self.n_heads:
             msg = f"width={self.width} is not a multiple of n_heads={self.n_heads}"
             raise ValueError(msg)
-        for name, kind in (("last_loss", LastLoss), ("decision", Decision)):
+        for name, kind in (("last_loss", LastLoss), ("decision", Decision), ("gene_order", GeneOrder)):
             if getattr(self, name) not in get_args(kind):
                 msg = f"{name}={getattr(self, name)!r}; choose one of {list(get_args(kind))}"
                 raise ValueError(msg)
@@ -118,10 +138,15 @@ class GenARConfig:
 
     @classmethod
     def paper(cls, **options: Any) -> GenARConfig:
-        """Return the configuration of the publication; the condition is as wide as the transformer."""
+        """Return the configuration of the publication, trained as published.
+
+        The condition is as wide as the transformer. Sizes and optimisation are those of appendix D, with batches of up
+        to 256 spots, all of one section.
+        """
         published: dict[str, Any] = {
             **{"width": 768, "n_layers": 8, "n_heads": 8, "condition_width": 768, "scales": "paper"},
-            **{"softness": (SLOPE, OFFSET), "decision": "most_probable", "linear_start": False, "spots_per_step": 64},
+            **{"softness": (SLOPE, OFFSET), "decision": "most_probable", "linear_start": False},
+            **{"spots_per_step": 256, "as_published": True},
         }
         return cls(**published | options)
 
@@ -129,7 +154,7 @@ class GenARConfig:
         """Fill in the scales and the vocabulary for the genes and counts of the training spots."""
         scales = self.scales
         if isinstance(scales, str):
-            scales = derive_scales(n_genes, few=scales == "few")
+            scales = derive_scales(n_genes, scales)
         if scales[-1] != n_genes:
             msg = f"scales={scales} end with {scales[-1]} genes, but {n_genes} are to be predicted; leave scales out"
             raise ValueError(msg)

@@ -129,7 +129,8 @@ class GenAR(nn.Module):
     """Predict gene counts scale by scale, each from the tokens of all coarser scales and the condition of the spot.
 
     A scale is one pass over [start, tokens of coarser scales, positions to predict], with positional embeddings of its
-    own, so that nothing can be cached between scales. In training, the context holds the true tokens, but the positions
+    own, so that nothing can be cached between scales. In training, the context holds the true tokens (unless the
+    configuration says otherwise), but the positions
     to predict start from the *most probable* tokens of the coarser scale; so the passes are sequential, as in
     generation. This is not slower: six short causal passes have as many tokens as their concatenation, and less
     attention than its block mask.
@@ -175,7 +176,9 @@ class GenAR(nn.Module):
             linear.log_share_PV.copy_(log_shares(counts_NG, n_groups, vocabulary))
 
     def forward(self, condition_NC: Tensor, counts_NG: Tensor) -> list[Tensor]:
-        """Logits (N, P, V) of every scale given the true tokens of the coarser ones (teacher forcing)."""
+        """Logits (N, P, V) of every scale given the true tokens of coarser ones (teacher forcing), or the predicted."""
+        if not self.config.teacher_forcing:
+            return self.run(condition_NC, most_probable)
         return self.run(condition_NC, lambda logits_NPV: nearest_token(pool(counts_NG, logits_NPV.shape[1])))
 
     def run(self, condition_NC: Tensor, choose: Choose) -> list[Tensor]:
@@ -218,7 +221,9 @@ class GenAR(nn.Module):
         vocabulary, normalized = self.config.n_tokens, self.config.normalized
         n_groups = logits_NPV.shape[1]
         if n_groups < self.config.n_genes:
-            return kl_loss(logits_NPV, soft_labels(pool(counts_NG, n_groups), vocabulary), normalized=normalized)
+            values_NP = pool(counts_NG, n_groups)
+            values_NP = values_NP if self.config.soft_labels else nearest_token(values_NP).to(values_NP)
+            return kl_loss(logits_NPV, soft_labels(values_NP, vocabulary), normalized=normalized)
         if self.config.last_loss == "gaussian_nll":
             return gaussian_nll_loss(logits_NPV, counts_NG, normalized=normalized)
         if self.config.last_loss == "cross_entropy":

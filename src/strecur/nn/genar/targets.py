@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+ScaleDesign = Literal["few", "paper", "three", "single"]
 
 # SLOPE · count + OFFSET is the variance of the Gaussian likelihood, and in the released code the standard deviation of
 # the Gaussian target.
@@ -16,14 +19,19 @@ SLOPE, OFFSET = 0.01, 1.0
 SMOOTHING, SMALLEST_SHARE = 0.3, 1e-6
 
 
-def derive_scales(n_genes: int, *, few: bool = False) -> tuple[int, ...]:
+def derive_scales(n_genes: int, design: ScaleDesign = "paper") -> tuple[int, ...]:
     """Choose numbers of gene groups: 1, 4, 8, a fifth and a half of the genes, all genes.
 
-    With ``few`` they are 1, 4, a tenth, and all genes, which halves the length of sequences. Numbers above half of the
-    genes or close to the next number are left out.
+    ``"few"`` are 1, 4, a tenth, and all genes, which halves the length of sequences; ``"three"`` are 1, a tenth and
+    all; ``"single"`` are all genes alone. Numbers above half of the genes or close to the next number are left out.
     """
-    candidates = (1, 4, n_genes // 10) if few else (1, 4, 8, n_genes // 5, n_genes // 2)
-    coarse = {n for n in candidates if 1 <= n <= n_genes // 2}
+    candidates = {
+        "paper": (1, 4, 8, n_genes // 5, n_genes // 2),
+        "few": (1, 4, n_genes // 10),
+        "three": (1, n_genes // 10),
+        "single": (),
+    }
+    coarse = {n for n in candidates[design] if 1 <= n <= n_genes // 2}
     return (*(n for n, finer in pairwise([*sorted(coarse), n_genes]) if finer >= 1.5 * n), n_genes)
 
 
