@@ -21,6 +21,7 @@ CONFIGS = {
     ),
 }
 
+
 def scattered(seed: int, n_spots: int = 60, extent: int = 14) -> Lattice:
     """Spots on a third of the cells, below and above zero, and one so far away that windows between have no spot."""
     generator = torch.Generator().manual_seed(seed)
@@ -135,7 +136,5 @@ def test_a_slot_that_is_empty_is_never_seen():
     torch.testing.assert_close(found[2], qkv_T[2, 8:])
     changed = attend_fused(qkv_T, Groups(token_WK, token_WK, torch.ones_like(occupied_WK)), bias, n_heads=2)
     torch.testing.assert_close(found, changed)  # the empty slot holds the same spot
-    other = attend_fused(
-        qkv_T, Groups(token_WK, torch.tensor([[0, 1], [2, 4], [3, 4]]), occupied_WK), bias, n_heads=2
-    )
+    other = attend_fused(qkv_T, Groups(token_WK, torch.tensor([[0, 1], [2, 4], [3, 4]]), occupied_WK), bias, n_heads=2)
     torch.testing.assert_close(found, other)
