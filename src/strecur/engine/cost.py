@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from strecur.nn.layers import CHUNK
+from strecur.nn.devices import CHUNK, CHUNK_ON_GPU
 
 if TYPE_CHECKING:
     from strecur.nn import BackboneConfig, RecursionConfig
@@ -95,7 +95,9 @@ def bytes_of_training(load: Workload, n_spots: int) -> float:
 def bytes_of_prediction(load: Workload, n_spots: int, n_views: int) -> float:
     """Bytes that PyTorch holds at the peak of a step of prediction."""
     width, passing = load.backbone.width, load.backbone.values_passing(load.layout)
-    in_layers = mixed_share(load) * (13 * width * n_spots + passing * min(n_spots, CHUNK))
+    in_layers = mixed_share(load) * (
+        13 * width * n_spots + passing * min(n_spots, CHUNK if load.on_cpu else CHUNK_ON_GPU)
+    )
     in_head = n_spots * (5 * width + 3 * load.n_outputs)
     # the states of the other views are kept during the step of one view
     always = n_spots * (2 * load.n_features + (n_views - 1) * 2 * width)

@@ -12,6 +12,8 @@ from strecur.nn import Batch, Lattice
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from strecur.nn import Backbone
+
 
 @dataclass(frozen=True)
 class Section:
@@ -75,12 +77,18 @@ def require_spots(sections: Sequence[Section]) -> None:
         raise ValueError(msg)
 
 
-def collate(sections: Sequence[Section], device: torch.device | str = "cpu") -> Batch:
-    """Concatenate sections into one batch, without padding."""
+def collate(sections: Sequence[Section], device: torch.device | str = "cpu", backbone: Backbone | None = None) -> Batch:
+    """Concatenate sections into one batch, without padding.
+
+    The index tensors of the backbone are built before the batch is moved to a GPU.
+    """
+    lattice = Lattice.concatenate([s.lattice for s in sections])
+    if backbone is not None and torch.device(device).type != "cpu":
+        backbone.prepare(lattice)
     features = [s.features_NF for s in sections]
     targets = [s.target_N for s in sections if s.target_N is not None]
     return Batch(
         (torch.cat(features) if len(features) > 1 else features[0]).to(device),
-        Lattice.concatenate([s.lattice for s in sections]).to(device),
+        lattice.to(device),
         torch.cat(targets).to(device) if len(targets) == len(sections) else None,
     )

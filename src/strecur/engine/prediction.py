@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lightning_fabric import Fabric
 
-    from strecur.nn import Batch, SpotNetwork
+    from strecur.nn import Backbone, Batch, SpotNetwork
     from strecur.options import Inference
 
 MAX_BATCH_SPOTS = 32_768
@@ -74,7 +74,7 @@ def predict(
     ]
     waiting = deque(job for jobs in runs for job in jobs)
     active: list[Job] = []
-    batches = Batches(fabric.device)
+    batches = Batches(fabric.device, network.recursion.backbone)
     n_runs = len(waiting)
     with tqdm(total=n_runs, disable=not progress or n_runs == 1, desc="predicting", unit="run") as bar:
         while waiting or active:
@@ -170,7 +170,7 @@ class Job:
         if not self.is_random and not self.inference.noise:
             return None
         key = f"{self.seed}/{self.section.name}/{self.restart}/{i_view}"
-        return torch.Generator().manual_seed(zlib.crc32(key.encode()))
+        return torch.Generator(self.network.context.device).manual_seed(zlib.crc32(key.encode()))
 
     def record(self, outputs: list[Tensor], halts: list[Tensor], residuals: list[Tensor]) -> None:
         """Record one step of the views of this round; after the last step, begin the next round or finish."""
@@ -223,8 +223,8 @@ class Job:
 class Batches:
     """Collate parts into a batch, and keep the last batch as long as its parts stay the same."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, backbone: Backbone) -> None:
+        self.device, self.backbone = device, backbone
         self.sections: list[Section] = []
         self.batch: Batch | None = None
 
@@ -233,7 +233,7 @@ class Batches:
         sections = [part.section for part in parts]
         if self.batch is None or list(map(id, sections)) != list(map(id, self.sections)):
             self.batch = None  # freed before the next one is made
-            self.sections, self.batch = sections, collate(sections, self.device)
+            self.sections, self.batch = sections, collate(sections, self.device, self.backbone)
         return self.batch
 
 
@@ -295,7 +295,7 @@ def join_states(network: SpotNetwork, batch: Batch, parts: Sequence[Part], *, ra
             part.carry = carry
         return started
     for i in fresh:
-        own = collate([parts[i].section], batch.features_NF.device)
+        own = collate([parts[i].section], batch.features_NF.device, network.recursion.backbone)
         own_streams = None if streams is None else Streams([generators[i]], noise=noise)
         (parts[i].carry,) = split_states(network.start(own, own_streams, random=random), own.lattice)
     if len(parts) == 1:

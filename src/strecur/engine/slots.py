@@ -17,7 +17,7 @@ from strecur.nn import Carry, Streams
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from strecur.nn import Batch, SpotNetwork
+    from strecur.nn import Backbone, Batch, SpotNetwork
 
     Augment = Callable[[Section, torch.Generator], Section]
 
@@ -51,8 +51,9 @@ class Slot:
     def start(self, network: SpotNetwork, n_steps: int, *, early_exit: bool) -> None:
         """Start the recursion; ``n_steps`` is the number of outer steps of a whole visit."""
         self.carry = network.training_start(self.batch, n_steps, self.generator)
-        if early_exit and torch.rand((), generator=self.generator) < EXPLORATION:
-            self.least = int(torch.randint(min(2, n_steps), n_steps + 1, (), generator=self.generator))
+        draw = {"generator": self.generator, "device": self.generator.device}
+        if early_exit and torch.rand((), **draw) < EXPLORATION:
+            self.least = int(torch.randint(min(2, n_steps), n_steps + 1, (), **draw))
 
     def is_over(self, *, threshold: float | None) -> bool:
         """Return whether all steps were run or, with a threshold, all sections have halted."""
@@ -95,7 +96,8 @@ class Slot:
         state = tuple(
             tensors[f"state/{i}"].to(device) for i in range(sum(name.startswith("state/") for name in tensors))
         )
-        self.carry = Carry(state, values["step"], streams, tensors.get("halt_at"))
+        halt_at_S = tensors["halt_at"].to(device) if "halt_at" in tensors else None
+        self.carry = Carry(state, values["step"], streams, halt_at_S)
 
 
 @dataclass
@@ -114,6 +116,8 @@ class Visits:
         Seed of the random streams, which also depend on the epoch and the section, not on process or batch.
     device
         Device of the batches.
+    backbone
+        Backbone whose index tensors are moved with them.
     epoch
         Epochs that were dealt.
     waiting
@@ -125,6 +129,7 @@ class Visits:
     augment: Augment
     seed: int
     device: torch.device
+    backbone: Backbone
     epoch: int = 0
     waiting: list[tuple[str, ...]] = field(default_factory=list)
 
@@ -140,13 +145,20 @@ class Visits:
         draw: Augment = augment.at(visit.share_done) if hasattr(augment, "at") else augment
         generators = [visit_generator(self.seed, visit.epoch, name) for name in visit.names]
         chosen = [self.sections[name] for name in visit.names]
-        batch = collate(list(map(draw, chosen, generators)), self.device)
-        return Slot(visit, batch, generators[0], self.device)
+        batch = collate(list(map(draw, chosen, generators)), self.device, self.backbone)
+        return Slot(visit, batch, continued_on(self.device, generators[0]), self.device)
 
 
 def visit_generator(seed: int, epoch: int, name: str) -> torch.Generator:
     """Create the random generator of a visit of a section."""
     return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{epoch}/{name}".encode()))
+
+
+def continued_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """Return the generator that continues a stream on a device, so that no numbers have to be moved there."""
+    if device.type == "cpu":
+        return generator
+    return torch.Generator(device).manual_seed(generator.initial_seed() + 2**33)  # a seed that no other stream has
 
 
 def first_steps(slot: int, n_slots: int, n_steps: int) -> int:

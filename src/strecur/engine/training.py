@@ -29,6 +29,9 @@ logger = logging.getLogger("strecur")
 MIN_STEPS, MIN_WARMUPS = 120, 4
 """A training of fewer optimizer steps, or fewer times its warm-up, is too short to be checked for a collapse."""
 
+READ_TOGETHER = 50
+"""Optimizer steps after which losses are checked, if the epoch is not over before."""
+
 
 def make_optimizer(network: nn.Module, training: Training) -> torch.optim.AdamW:
     """Create AdamW with weight decay on the weights of linear maps only."""
@@ -124,7 +127,12 @@ def fit(
         require_own_slots(n_slots, fabric.world_size, early_exit=training.early_exit)
     order = torch.Generator().manual_seed(seed)
     visits = Visits(
-        unique_names(sections), lambda: deal(sections, training, fabric, generator=order), augment, seed, device
+        unique_names(sections),
+        lambda: deal(sections, training, fabric, generator=order),
+        augment,
+        seed,
+        device,
+        network.recursion.backbone,
     )
     state = TrainingState(
         network,
@@ -176,21 +184,24 @@ class Trainer:
 
     def train_epoch(self, epoch: int, n_visits: int) -> dict[str, float]:
         """Take as many optimizer steps as ``n_visits`` whole visits, or those the clock allows; return the record."""
-        clock, losses = self.state.clock, []
-        for _ in range(n_visits):
-            for step in range(self.n_steps):
-                losses.append(self.advance(clock.done * self.n_steps + step))
-            clock.tick()
-            if clock.finished:
-                break
-        state, mean = self.state, self.fabric.all_reduce(torch.stack(losses).mean())
+        clock, losses = self.state.clock, Losses()
+        try:
+            for _ in range(n_visits):
+                for step in range(self.n_steps):
+                    self.advance(clock.done * self.n_steps + step, losses)
+                clock.tick()
+                if clock.finished:
+                    break
+        finally:
+            losses.require_finite()
+        state, mean = self.state, self.fabric.all_reduce(losses.mean())
         state.watch.judge(state.network, state.average, clock.share_done, clock.planned * self.n_steps)
         rate = self.optimizer.param_groups[0]["lr"]
         loss = float(cast("Tensor", mean))
         return {"epoch": epoch, "seconds": clock.seconds, "train_loss": loss, "learning_rate": rate}
 
-    def advance(self, done: int) -> Tensor:
-        """Advance the next slot by one outer step and one optimizer step; return the loss."""
+    def advance(self, done: int, losses: Losses) -> None:
+        """Advance the next slot by one outer step and one optimizer step, and record the loss."""
         state, device = self.state, self.fabric.device
         turn = done % len(state.slots)
         slot = state.slots[turn] or self.open_slot(turn, is_first=done < len(state.slots))
@@ -199,27 +210,61 @@ class Trainer:
             if slot.carry is None:
                 slot.start(state.network, self.n_steps, early_exit=self.training.early_exit)
             loss = self.stepper(slot)
-            require_finite(loss, slot)
-            self.descend(loss, learning_rate(done + 1, state.clock.planned * self.n_steps, self.training))
+            norm = self.descend(loss, learning_rate(done + 1, state.clock.planned * self.n_steps, self.training))
         recipe = state.network.recipe if self.training.early_exit else None
         threshold = None if recipe is None else recipe.threshold
         state.slots[turn] = None if slot.is_over(threshold=threshold) else slot
-        return loss.detach()
+        losses.add(loss.detach(), norm, slot)
 
     def open_slot(self, turn: int, *, is_first: bool) -> Slot:
         """Fill a slot with the next visit."""
         n_steps = first_steps(turn, len(self.state.slots), self.n_steps) if is_first else self.n_steps
         return self.state.visits.take(self.state.clock.share_done, n_steps)
 
-    def descend(self, loss: Tensor, rate: float) -> None:
-        """Take one optimizer step at the given learning rate, and update the average."""
+    def descend(self, loss: Tensor, rate: float) -> Tensor:
+        """Take one optimizer step at the given learning rate, and update the average; return the gradient norm."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.fabric.backward(loss)
-        self.fabric.clip_gradients(self.stepper, self.optimizer, max_norm=self.training.clip)
+        clip = {"max_norm": self.training.clip, "error_if_nonfinite": False}  # which would wait for the device
+        norm = self.fabric.clip_gradients(self.stepper, self.optimizer, **clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state.average.update(self.state.network)
+        return cast("Tensor", norm)
+
+
+class Losses:
+    """Losses of the optimizer steps of an epoch, of which many are read together, because to read is to wait."""
+
+    def __init__(self) -> None:
+        self.values: list[Tensor] = []
+        self.unread: list[tuple[Tensor, str]] = []
+
+    def add(self, loss: Tensor, norm: Tensor, slot: Slot) -> None:
+        """Record a loss, with the norm of its gradient and the place in the training."""
+        visit, step = slot.visit, filled(slot.carry).step
+        self.values.append(loss)
+        place = f"in epoch {visit.epoch}, outer step {step}, on section(s) {list(visit.names)}"
+        self.unread.append((torch.stack([loss, norm]), place))
+        if len(self.unread) == READ_TOGETHER:
+            self.require_finite()
+
+    def require_finite(self) -> None:
+        """Raise at the first loss or gradient that is not finite."""
+        unread, self.unread = self.unread, []
+        read = torch.stack([pair for pair, _ in unread]).tolist() if unread else []
+        for (_, place), (loss, norm) in zip(unread, read, strict=True):
+            what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
+            if not math.isfinite(value):
+                msg = (
+                    f"the training {what} became {value} {place}; lower learning_rate, or train in full precision "
+                    "(precision='32-true')"
+                )
+                raise FloatingPointError(msg)
+
+    def mean(self) -> Tensor:
+        return torch.stack(self.values).mean()
 
 
 class Stepper(nn.Module):
@@ -249,14 +294,3 @@ def deal(
     mine = [sections[i].name for i in order[fabric.global_rank :: fabric.world_size]]
     starts = range(0, len(mine), training.batch_sections)
     return [tuple(mine[start : start + training.batch_sections]) for start in starts]
-
-
-def require_finite(loss: Tensor, slot: Slot) -> None:
-    """Raise if the loss is not finite."""
-    if not torch.isfinite(loss):
-        msg = (
-            f"the training loss became {loss.item()} in epoch {slot.visit.epoch}, outer step "
-            f"{filled(slot.carry).step}, on section(s) {list(slot.visit.names)}; lower learning_rate, or train in full "
-            "precision (precision='32-true')"
-        )
-        raise FloatingPointError(msg)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from strecur.nn.backbone import SLOTS_PER_SPOT
+from strecur.nn.devices import chunk_size, is_on_cpu
 
 if TYPE_CHECKING:
     from strecur.nn.lattice import Lattice, Windows
@@ -87,6 +89,45 @@ def scatter_heads(slots_BKE: Tensor, windows: Windows, n_heads: int) -> Tensor:
     return slots_BKE.flatten(0, 1).index_select(0, at_NH.flatten()).view(*at_NH.shape, -1)
 
 
+class Groups(NamedTuple):
+    """Tokens that attend to the same slots.
+
+    Attributes
+    ----------
+    asking_WK, seen_WL
+        Token in each slot that attends, and in each slot that is attended to.
+    occupied_WL
+        Which of the second are not empty; at least one of each group.
+    place_W
+        Which bias each group has; ``None``: all the same.
+    """
+
+    asking_WK: Tensor
+    seen_WL: Tensor
+    occupied_WL: Tensor
+    place_W: Tensor | None = None
+
+    def split(self, size: int) -> list[Groups]:
+        """Cut into chunks of groups."""
+        columns = [() if part is None else part.split(size) for part in self]
+        return [Groups(*parts) for parts in zip_longest(*columns)]
+
+
+def attend_fused(qkv_T: Tensor, groups: Groups, bias_PHKL: Tensor, n_heads: int, dropout: float = 0.0) -> Tensor:
+    """Attend within groups with the fused kernel of PyTorch, for GPUs; return all slots that attend, (W · K, D)."""
+    q_TD, kv_T = qkv_T.tensor_split([qkv_T.shape[1] // 3], dim=1)
+    parts = []
+    for asking_WK, seen_WL, occupied_WL, place_W in groups.split(chunk_size(qkv_T) // groups.asking_WK.shape[1] or 1):
+        bias_WHKL = bias_PHKL if place_W is None else bias_PHKL.index_select(0, place_W)
+        mask_WHKL = torch.where(occupied_WL[:, None, None], bias_WHKL.to(q_TD.dtype), -torch.inf)
+        q_WKHE = q_TD.index_select(0, asking_WK.flatten()).view(*asking_WK.shape, n_heads, -1)
+        k_WLHE, v_WLHE = kv_T.index_select(0, seen_WL.flatten()).view(*seen_WL.shape, 2, n_heads, -1).unbind(2)
+        heads = (part.transpose(1, 2) for part in (q_WKHE, k_WLHE, v_WLHE))
+        out_WHKE = F.scaled_dot_product_attention(*heads, mask_WHKL, dropout_p=dropout)
+        parts.append(out_WHKE.transpose(1, 2).reshape(-1, q_TD.shape[1]))
+    return torch.cat(parts)
+
+
 def values_in_windows(width: int, n_heads: int, n_seen: int, layout: str) -> float:
     """Values per token that attention within windows of ``n_seen`` slots holds, without gradient."""
     return SLOTS_PER_SPOT[layout] * (3 * width + 3 * n_heads * n_seen)
@@ -120,6 +161,7 @@ class SlideAttention(nn.Module):
     twice_KK: Tensor
     fixed_HKK: Tensor
     angle_KE: Tensor
+    quarter_PQ: Tensor
 
     def __init__(
         self,
@@ -148,6 +190,7 @@ class SlideAttention(nn.Module):
         if positions == "rope":
             self.register_buffer("angle_KE", rotary_angles(window, head_width), persistent=False)
         self.register_buffer("twice_KK", pairs_in_both_windows(window), persistent=False)
+        self.register_buffer("quarter_PQ", quarter_of_slots(window).argsort(stable=True).view(4, -1), persistent=False)
 
     def forward(self, tokens_SM: Tensor, spots_N: Tensor, window_spots_N: Tensor, lattice: Lattice) -> Tensor:
         """Attend with queries, keys and values (…, 3D) of tokens and spots, and of spots in windows; return (T, D)."""
@@ -173,6 +216,8 @@ class SlideAttention(nn.Module):
 
     def attend_in_windows(self, qkv_N: Tensor, lattice: Lattice) -> Tensor:
         """Let each spot attend to its regular and its shifted window in one softmax, (N, D)."""
+        if self.is_fused(qkv_N):
+            return self.attend_from_quarters(qkv_N, lattice)
         bias_HKK = self.offset_bias(qkv_N.dtype)
         if not self.shifted:
             attend = partial(self.attend_within, qkv_N=qkv_N, bias_HKK=bias_HKK)
@@ -188,6 +233,10 @@ class SlideAttention(nn.Module):
         scale = (top - top.amax(dim=0)).exp()
         regular_share, shifted_share = (scale / (scale * total).sum(dim=0)).to(regular.dtype)
         return (regular_share * regular + shifted_share * shifted).flatten(1)
+
+    def is_fused(self, qkv_N: Tensor) -> bool:
+        """Whether the fused kernel attends: on GPUs, to both windows and without rotations, which depend on a window."""
+        return not is_on_cpu(qkv_N) and self.shifted and self.positions != "rope"
 
     def offset_bias(self, dtype: torch.dtype) -> Tensor:
         """Bias of the attention between two slots of a window, (H, K, K)."""
@@ -214,14 +263,31 @@ class SlideAttention(nn.Module):
         out_BKE = F.dropout(weights_BKK, self.dropout, self.training).to(v.dtype) @ v
         return tuple(scatter_heads(part, windows, self.n_heads) for part in (out_BKE, total_BK1, top_BK1))
 
+    def attend_from_quarters(self, qkv_N: Tensor, lattice: Lattice) -> Tensor:
+        """Do the same with the fused kernel: the spots of a quarter of a window see the same two windows."""
+        quarters = lattice.quarters(self.window)
+        bias_HKK = self.offset_bias(torch.float32)
+        once_HKK = bias_HKK.masked_fill(self.twice_KK, MASKED)
+        # a quarter is the opposite one of its shifted window
+        bias_HPQL = torch.cat([bias_HKK[:, self.quarter_PQ], once_HKK[:, self.quarter_PQ.flip(0)]], dim=-1)
+        groups = Groups(quarters.spots.spot_WK, quarters.seen_QL, quarters.occupied_QL, quarters.place_Q)
+        dropout = self.dropout if self.training else 0.0
+        slots = attend_fused(qkv_N, groups, bias_HPQL.transpose(0, 1), self.n_heads, dropout)
+        return slots.index_select(0, quarters.spots.site_N)
+
 
 def at_least_float32(scores: Tensor) -> Tensor:
     """Convert half precision to float32: reductions of bf16 are coarse, and slow on a CPU."""
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
+def quarter_of_slots(window: int) -> Tensor:
+    """Which quarter of a window each slot is in, row by row, (K,)."""
+    half = torch.arange(window) // (window // 2)
+    return (2 * half[:, None] + half).flatten()
+
+
 def pairs_in_both_windows(window: int) -> Tensor:
     """Which pairs of slots of a shifted window share a regular window too, (K, K): those of one quarter."""
-    half = torch.arange(window) // (window // 2)
-    quarter_K = (2 * half[:, None] + half).flatten()
+    quarter_K = quarter_of_slots(window)
     return quarter_K[:, None] == quarter_K

@@ -43,6 +43,12 @@ class Backbone(nn.Module):
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
         raise NotImplementedError
 
+    def prepare(self, lattice: Lattice) -> None:
+        """Build the index tensors of a lattice that :meth:`forward` uses on a GPU, before they are moved to it.
+
+        What is not built before is built there, which waits for the device. By default, nothing.
+        """
+
 
 @dataclass(frozen=True)
 class BackboneConfig:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from strecur.nn.devices import is_on_cpu, sum_of_chosen
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -74,6 +76,9 @@ class HaltingRecipe:
             measured = measure(output, target, held_out_N, lattice)
             wanted = halting_target(measured, tau=self.tau, slope=self.slope).view(len(logits_SL), -1)
         known = wanted.isfinite()
+        if not is_on_cpu(known):
+            loss_SL = F.binary_cross_entropy_with_logits(logits_SL, wanted.nan_to_num(), reduction="none")
+            return sum_of_chosen(loss_SL, known) / known.sum().clamp(min=1)
         if not known.any():
             return logits_SL.sum() * 0
         return F.binary_cross_entropy_with_logits(logits_SL[known], wanted[known])
@@ -91,7 +96,9 @@ def random_target(halt_at_S: Tensor, step: int) -> Tensor:
 
 def draw_halt_steps(n_sections: int, n_steps: int, generator: torch.Generator, *, min_steps: int = 2) -> Tensor:
     """Draw K uniformly from ``min_steps``, …, ``n_steps`` for every section."""
-    return torch.randint(min(min_steps, n_steps), n_steps + 1, (n_sections,), generator=generator)
+    return torch.randint(
+        min(min_steps, n_steps), n_steps + 1, (n_sections,), generator=generator, device=generator.device
+    )
 
 
 def hold_out(labelled_N: Tensor, share: float, generator: torch.Generator) -> Tensor:

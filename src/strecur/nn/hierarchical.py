@@ -142,6 +142,13 @@ def spread_to_children(parents_P4D: Tensor, lattice: Lattice) -> Tensor:
     return parents_P4D.unflatten(1, (4, -1)).flatten(0, 1).index_select(0, lattice.windows(2, 0).site_N)
 
 
+def prepare_levels(lattice: Lattice, window: int, n_levels: int) -> None:
+    """Build the index tensors of a lattice and of its coarser levels."""
+    for level in range(n_levels):
+        lattice.quarters(window)
+        lattice = lattice.coarser if level < n_levels - 1 else lattice
+
+
 class RecursiveLayer(nn.Module):
     """Post-norm layer as in TRM: weight-free RMSNorm, SwiGLU, no biases."""
 
@@ -176,12 +183,16 @@ class HierarchicalBackbone(Backbone):
             msg = f"n_levels={config.n_levels}: choose at least 2, or use the windowed backbone"
             raise ValueError(msg)
         self.width, self.n_context, self.n_levels = config.width, config.n_global, config.n_levels
+        self.window = config.window
         self.descent = nn.ModuleList(RecursiveLayer(config) for _ in range(config.n_layers))
         self.coarsen = linear(4 * config.width, config.width)
         self.uncoarsen = BranchEnd(config.width, 4 * config.width)
         self.ascent = nn.ModuleList(RecursiveLayer(config) for _ in range(config.n_layers))
         # the layers are applied on every level: with full branches the features would be lost on the way
         shrink_branches(self, 1 / config.n_levels)
+
+    def prepare(self, lattice: Lattice) -> None:
+        prepare_levels(lattice, self.window, self.n_levels)
 
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
         return self.cycle(h_TD, lattice, self.n_levels - 1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from strecur.nn.attention import Positions, SlideAttention, split_tokens
 from strecur.nn.backbone import Backbone
-from strecur.nn.hierarchical import HierarchyConfig, gather_children, spread_to_children
+from strecur.nn.hierarchical import HierarchyConfig, gather_children, prepare_levels, spread_to_children
 from strecur.nn.layers import in_chunks
 
 if TYPE_CHECKING:
@@ -258,6 +258,7 @@ class HistBackbone(Backbone):
             raise ValueError(msg)
         width = self.width = config.width
         self.n_context, self.cells_per_pitch = config.n_global, config.cells_per_pitch
+        self.window, self.n_levels = config.window, len(config.encoder_depths)
         self.skip, how = config.skip, config.resampling
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = nn.ModuleList(HistStage(config, depth) for depth in config.encoder_depths)
@@ -269,9 +270,15 @@ class HistBackbone(Backbone):
         self.decoder = nn.ModuleList(HistStage(config, depth) for depth in config.decoder_depths)
         self.fuse = nn.Linear(config.width_up, width)
 
+    def at_own_scale(self, lattice: Lattice) -> Lattice:
+        """Return the lattice that the layers see."""
+        return lattice if self.cells_per_pitch is None else lattice.finer(self.cells_per_pitch)
+
+    def prepare(self, lattice: Lattice) -> None:
+        prepare_levels(self.at_own_scale(lattice), self.window, self.n_levels)
+
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
-        if self.cells_per_pitch is not None:
-            lattice = lattice.finer(self.cells_per_pitch)
+        lattice = self.at_own_scale(lattice)
         first, *coarser = self.encoder
         h_TD = first(self.dropout(h_TD), lattice)
         passed = []

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from strecur.nn.layers import CHUNK
+from strecur.nn.devices import CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,6 +51,9 @@ class Windows:
                 whole_N.index_copy_(0, spot_n, part_n)
         return found
 
+    def to(self, device: torch.device | str) -> Windows:
+        return Windows(*(getattr(self, table.name).to(device) for table in fields(self)))
+
     @cached_property
     def order_N(self) -> Tensor:
         """Spots in the order of their sites, and so of the windows."""
@@ -66,6 +69,31 @@ class Windows:
         per_window = (self.section_W, self.row_W, self.col_W, self.occupied_WK, self.spot_WK)
         columns = ((site_N % n_sites).split(n_spots), *(part.split(size) for part in per_window))
         return [Windows(*parts) for parts in zip(*columns, strict=True)]
+
+
+@dataclass(frozen=True)
+class Quarters:
+    """Quarters of square windows, only those that hold a spot: the largest groups of spots that see the same slots.
+
+    Attributes
+    ----------
+    spots
+        The quarters as windows.
+    place_Q
+        Which quarter of its regular window each one is, row by row.
+    seen_QL
+        Spot in each slot of its regular window and of its shifted one.
+    occupied_QL
+        Which of these slots hold a spot.
+    """
+
+    spots: Windows
+    place_Q: Tensor
+    seen_QL: Tensor
+    occupied_QL: Tensor
+
+    def to(self, device: torch.device | str) -> Quarters:
+        return Quarters(*(table.to(device) for table in (self.spots, self.place_Q, self.seen_QL, self.occupied_QL)))
 
 
 @dataclass(frozen=True)
@@ -89,6 +117,7 @@ class Lattice:
     length_S: tuple[int, ...]
     layout: str
     _windows: dict[tuple[int, int], Windows] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _quarters: dict[int, Quarters] = field(default_factory=dict, init=False, repr=False, compare=False)
     _finer: dict[float, Lattice] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @staticmethod
@@ -103,7 +132,8 @@ class Lattice:
     def n_sections(self) -> int:
         return len(self.length_S)
 
-    @property
+    @cached_property
+    @torch.inference_mode(mode=False)
     def section_N(self) -> Tensor:
         """Section of each spot."""
         index_S = torch.arange(self.n_sections, device=self.row_N.device)
@@ -114,7 +144,15 @@ class Lattice:
         return spots_N.split(self.length_S)
 
     def to(self, device: torch.device | str) -> Lattice:
-        return Lattice(self.row_N.to(device), self.col_N.to(device), self.length_S, self.layout)
+        """Move to a device, with all index tensors that were built."""
+        moved = Lattice(self.row_N.to(device), self.col_N.to(device), self.length_S, self.layout)
+        moved._windows.update({key: windows.to(device) for key, windows in self._windows.items()})
+        moved._quarters.update({key: quarters.to(device) for key, quarters in self._quarters.items()})
+        moved._finer.update({key: finer.to(device) for key, finer in self._finer.items()})
+        for name in ("section_N", "coarser"):
+            if name in vars(self):
+                vars(moved)[name] = vars(self)[name].to(device)
+        return moved
 
     def take(self, spot_T: Tensor) -> Lattice:
         """Return some spots of one section; they keep their cells and windows."""
@@ -160,6 +198,12 @@ class Lattice:
             self._windows[size, offset] = self._assign_windows(size, offset)
         return self._windows[size, offset]
 
+    def quarters(self, size: int) -> Quarters:
+        """Assign the spots to quarters of the windows of an even size, which each is in a regular and a shifted one."""
+        if size not in self._quarters:
+            self._quarters[size] = self._assign_quarters(size)
+        return self._quarters[size]
+
     @cached_property
     def coarser(self) -> Lattice:
         """Lattice with one spot for every 2 × 2 cells that hold any, in the order of ``windows(2, 0)``.
@@ -187,6 +231,19 @@ class Lattice:
         section_W, row_W, col_W = (key_N[any_spot_W] for key_N in key_3N)
         occupied_WK, spot_WK = occupied_WK.view(-1, size**2), spot_WK.view(-1, size**2)
         return Windows(site_N, section_W, row_W, col_W, occupied_WK, spot_WK)
+
+    @torch.inference_mode(mode=False)
+    def _assign_quarters(self, size: int) -> Quarters:
+        quarters = self.windows(size // 2, 0)
+        spot_Q = quarters.spot_WK[:, 0]  # any spot of a quarter tells its windows
+        both = (self.windows(size, offset) for offset in (0, size // 2))
+        pair = [(windows, windows.site_N[spot_Q] // size**2) for windows in both]
+        return Quarters(
+            quarters,
+            quarters.row_W % 2 * 2 + quarters.col_W % 2,
+            torch.cat([windows.spot_WK[own_Q] for windows, own_Q in pair], dim=1),
+            torch.cat([windows.occupied_WK[own_Q] for windows, own_Q in pair], dim=1),
+        )
 
 
 def number_distinct(key_3N: Sequence[Tensor]) -> tuple[Tensor, int]:

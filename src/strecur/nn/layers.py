@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from strecur.nn.devices import chunk_size
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-# Tokens or slots that are computed at a time without gradient, where values are wider than the states: few enough for
-# the caches of a CPU.
-CHUNK = 4096
 
 # Standard deviation of a unit normal truncated at ±2; draws are divided by it.
 TRUNCATED_STD = 0.87962566103423978
@@ -77,10 +75,11 @@ class SwiGLU(nn.Module):
 
 def in_chunks(change: Callable[[Tensor], Tensor], h_TD: Tensor) -> Tensor:
     """Apply a map of single tokens that keeps shape and dtype, in chunks if there is no gradient."""
-    if torch.is_grad_enabled() or len(h_TD) <= CHUNK:
+    size = chunk_size(h_TD)
+    if torch.is_grad_enabled() or len(h_TD) <= size:
         return change(h_TD)
     changed_TD = torch.empty_like(h_TD)
-    for part, target in zip(h_TD.split(CHUNK), changed_TD.split(CHUNK), strict=True):
+    for part, target in zip(h_TD.split(size), changed_TD.split(size), strict=True):
         target.copy_(change(part))
     return changed_TD
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from strecur.nn.devices import sum_of_chosen
 from strecur.nn.halting import RECIPES, HaltHead, draw_halt_steps, halt_probability, hold_out, random_target
 from strecur.nn.layers import linear, rms_norm, sinusoidal_positions, truncated_normal_
 from strecur.nn.recursion import Streams
@@ -117,7 +118,10 @@ class SpotNetwork(nn.Module):
             return Carry(self.recursion.random_start(x_TD, batch.lattice, streams), streams=streams)
 
     def training_start(self, batch: Batch, n_steps: int, generator: torch.Generator) -> Carry:
-        """Return the carry before the first supervision step; all random numbers come from ``generator``."""
+        """Return the carry before the first supervision step; all random numbers come from ``generator``.
+
+        It is a generator of the device of the batch.
+        """
         streams, n_sections = None, batch.lattice.n_sections
         if self.recursion.is_random:
             streams = Streams([generator] * n_sections, noise=self.recursion.noise)
@@ -172,7 +176,7 @@ class SpotNetwork(nn.Module):
         assert batch.target_N is not None
         loss_N = self.head.spot_loss(output, batch.target_N)
         by_section = zip(batch.lattice.split(loss_N), batch.lattice.split(train_N), strict=True)
-        return torch.stack([loss[chosen].sum() / chosen.sum().clamp(min=1) for loss, chosen in by_section]).mean()
+        return torch.stack([sum_of_chosen(*section) / section[1].sum().clamp(min=1) for section in by_section]).mean()
 
     def halt_loss(self, output: Tensor, halt_SL: Tensor, held_out_N: Tensor, batch: Batch, carry: Carry) -> Tensor:
         """Binary cross-entropy of the halt logits with the target of the recipe."""

@@ -49,6 +49,9 @@ class PatchBackbone(Backbone):
         self.width = config.width
         self.encoder = ConditionEncoder(config.width, config.width, hidden=2 * config.width, dropout=config.dropout)
 
+    def prepare(self, lattice: Lattice) -> None:
+        lattice.section_N  # noqa: B018  kept by the lattice
+
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
         n_context = len(h_TD) - len(lattice.row_N)
         return torch.cat([h_TD[:n_context], self.encoder(h_TD[n_context:], unit_positions(lattice))])

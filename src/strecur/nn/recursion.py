@@ -168,7 +168,10 @@ class FeedforwardConfig(RecursionConfig):
 
 
 class Streams:
-    """One random stream per section, so that draws depend neither on the batch nor on its order."""
+    """One random stream per section, so that draws depend neither on the batch nor on its order.
+
+    Generators are on the device of the tensors: numbers drawn on the CPU would have to be moved in every update.
+    """
 
     def __init__(self, generators: Sequence[torch.Generator], *, noise: float = 0.0) -> None:
         self.generators, self.noise = tuple(generators), noise
@@ -178,7 +181,7 @@ class Streams:
         n_context = (len(like_TD) - len(lattice.row_N)) // lattice.n_sections
         width = like_TD.shape[1]
         drawn = [
-            torch.randn(n_context + n_spots, width, generator=generator)
+            torch.randn(n_context + n_spots, width, generator=generator, device=like_TD.device)
             for n_spots, generator in zip(lattice.length_S, self.generators, strict=True)
         ]
         tokens = torch.cat([part[:n_context] for part in drawn] + [part[n_context:] for part in drawn])

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from strecur.nn.attention import (
+    Groups,
+    attend_fused,
     gather_heads,
     relative_pairs,
     scatter_heads,
@@ -16,6 +18,7 @@ from strecur.nn.attention import (
     values_in_windows,
 )
 from strecur.nn.backbone import SLOTS_PER_SPOT, Backbone, BackboneConfig, Partition
+from strecur.nn.devices import is_on_cpu
 from strecur.nn.layers import BranchEnd, SwiGLU, hidden_width, in_chunks, linear, rms_norm
 
 if TYPE_CHECKING:
@@ -137,6 +140,8 @@ class WindowedLayer(nn.Module):
     def attend_locally(self, qkv_T: Tensor, lattice: Lattice) -> Tensor:
         """Let each spot attend to its window and the global tokens of its section, in one softmax, (N, D)."""
         windows = lattice.windows(self.window, self.offset)
+        if not is_on_cpu(qkv_T):
+            return self.attend_in_groups(windows, qkv_T, lattice)
         (out_ND,) = windows.map(lambda some: (self.attend_within(some, qkv_T, lattice),))
         return out_ND
 
@@ -148,13 +153,22 @@ class WindowedLayer(nn.Module):
         """
         n_slots = windows.spot_WK.shape[1]
         n_global = (len(qkv_T) - len(lattice.row_N)) // lattice.n_sections
-        global_WM = windows.section_W[:, None] * n_global + torch.arange(n_global, device=qkv_T.device)
-        token_WL = torch.cat([windows.spot_WK + n_global * lattice.n_sections, global_WM], dim=1)
+        token_WL = tokens_seen(windows, n_global, lattice)
         q, k, v = gather_heads(qkv_T, token_WL, self.n_heads)
         bias = self.attention_bias(windows, n_global, q.dtype).flatten(0, 1)
         scores_BKL = torch.baddbmm(bias, q[:, :n_slots], k.mT, alpha=q.shape[-1] ** -0.5)
         out_BKE = scores_BKL.softmax(dim=-1).to(v.dtype) @ v
         return scatter_heads(out_BKE, windows, self.n_heads).flatten(1)
+
+    def attend_in_groups(self, windows: Windows, qkv_T: Tensor, lattice: Lattice) -> Tensor:
+        """Do the same for all windows with the fused kernel."""
+        n_global = (len(qkv_T) - len(lattice.row_N)) // lattice.n_sections
+        token_WL = tokens_seen(windows, n_global, lattice)
+        bias_HKL = F.pad(self.bias[:, self.pair_KK], (0, n_global))
+        occupied_WL = F.pad(windows.occupied_WK, (0, n_global), value=True)
+        groups = Groups(token_WL[:, : windows.spot_WK.shape[1]], token_WL, occupied_WL)
+        slots = attend_fused(qkv_T, groups, bias_HKL[None], self.n_heads)
+        return slots.index_select(0, windows.site_N)
 
     def attention_bias(self, windows: Windows, n_global: int, dtype: torch.dtype) -> Tensor:
         """Relative position bias, zero towards global tokens, minus infinity towards empty slots; (H, W, K, K + M)."""
@@ -164,6 +178,12 @@ class WindowedLayer(nn.Module):
         return bias_HKL.unsqueeze(1) + masked_WL[:, None]
 
 
+def tokens_seen(windows: Windows, n_global: int, lattice: Lattice) -> Tensor:
+    """Token in each slot of windows, then the global tokens of their section, (W, K + M)."""
+    global_WM = windows.section_W[:, None] * n_global + torch.arange(n_global, device=windows.section_W.device)
+    return torch.cat([windows.spot_WK + n_global * lattice.n_sections, global_WM], dim=1)
+
+
 class WindowedBackbone(Backbone):
     """Regular and shifted windows in turn, plus global tokens; cost is linear in the number of spots."""
 
@@ -171,6 +191,11 @@ class WindowedBackbone(Backbone):
         super().__init__()
         self.width, self.n_context, self.window = config.width, config.n_global, config.window
         self.layers = nn.ModuleList(WindowedLayer(config, config.offset(i)) for i in range(config.n_layers))
+        self.offsets = sorted({config.offset(i) for i in range(config.n_layers)})
+
+    def prepare(self, lattice: Lattice) -> None:
+        for offset in self.offsets:
+            lattice.windows(self.window, offset)
 
     def forward(self, h_TD: Tensor, lattice: Lattice) -> Tensor:
         for layer in self.layers:

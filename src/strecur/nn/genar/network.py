@@ -122,7 +122,7 @@ class CountNetwork(SpotNetwork):
         n_spots, losses = self.head.genar.config.spots_per_step, []
         for section_N in batch.lattice.split(torch.arange(len(train_N), device=train_N.device)):
             rows_N = section_N[train_N[section_N]]
-            some_N = rows_N[torch.randperm(len(rows_N))[:n_spots].to(rows_N.device)]
+            some_N = rows_N[torch.randperm(len(rows_N), device=rows_N.device)[:n_spots]]
             if len(rows_N):
                 loss = self.head.loss(output[some_N], batch.target_N[some_N])
                 losses.append(loss + self.head.linear_loss(output[rows_N], batch.target_N[rows_N]))
