@@ -130,7 +130,7 @@ def place() -> str:
     frame = sys._getframe()
     while frame is not None:
         if "/strecur/" in frame.f_code.co_filename:
-            return frame.f_code.co_qualname
+            return frame.f_code.co_qualname.partition(".<locals>")[0]
         frame = frame.f_back
     return "elsewhere"
 

@@ -1,24 +1,15 @@
 """Networks on a device that is not there: whatever stays behind on the CPU raises, and results are those of the CPU.
 
-What depends on data, and so waits for a device, is outside of the recursion but for the losses:
-
-==============================  ====================================================================================
-index tables of a lattice       ``Lattice.windows``, ``coarser``, ``Windows.blocks``: once per batch, kept
-crops, tiles, deformations      ``engine.augmentation``, ``engine.tiles``: on the CPU, before a batch is moved
-starts and noise                ``Streams.normal``: drawn on the CPU from the stream of a section, then moved
-held-out spots, halt steps      ``hold_out``, ``draw_halt_steps``, ``CountNetwork.mean_loss``: likewise
-targets of halting              ``balanced_cross_entropy``, ``gene_correlations``, ``variance_distance``,
-                                ``HaltingRecipe.loss``: choose spots by a mask
-losses and halting in training  ``require_finite``, ``Slot.is_over``: read one number per optimizer step
-records of a prediction         ``Job.add``, ``Job.has_halted``: moved to the CPU after every outer step
-==============================  ====================================================================================
+The places that wait for a device are listed in docs/architecture.md.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from pretend_device import OnDevice, pretended_device
+from pretend_device import Autocast, OnDevice, pretended_device, recorded_waits
 from torch import Tensor, nn
 
 from strecur.nn import (
@@ -50,7 +41,9 @@ BACKBONES = {
     "windowed": WindowedConfig(width=16, n_heads=2, window=4, n_global=2),
     "dense": DenseConfig(width=16, n_heads=2),
     "hierarchical": HierarchicalConfig(width=16, n_heads=2, window=4, n_levels=2, n_global=1),
-    "hist": HistConfig(width=16, n_heads=2, window=4, encoder_depths=(1, 1), decoder_depths=(1,), cells_per_pitch=1.5),
+    "hist": HistConfig(
+        width=16, n_heads=2, window=4, encoder_depths=(1, 1), decoder_depths=(1,), dropout=0.0, cells_per_pitch=1.5
+    ),
     "patch": PatchConfig(width=16),
 }
 RECURSIONS = {
@@ -93,7 +86,7 @@ def make_network(backbone: str, recursion: str, head: str, halting: str | None =
 def train(network: SpotNetwork, batch: Batch, n_steps: int = 2) -> dict[str, Tensor]:
     """Losses of the supervision steps of a visit, and the gradients of their sum."""
     torch.manual_seed(1)  # dropout
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator(batch.features_NF.device).manual_seed(2)
     carry, losses = network.training_start(batch, n_steps, generator), []
     for _ in range(n_steps):
         loss, carry = network.training_step(batch, carry, generator)
@@ -146,6 +139,95 @@ def test_every_halting_recipe_trains_on_one_device(halting):
     train_on_both(make_network("windowed", "trm", head, halting), make_batch(head))
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_mixed_precision_of_gpus_gives_the_losses_of_the_cpu(backbone):
+    """Autocast of CUDA keeps more operations in single precision than that of CPUs."""
+    network, batch = make_network(backbone, "eqr", "domains", "loss_proxy"), make_batch("domains")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = train(network, batch)
+    network.zero_grad()
+    with pretended_device() as device, Autocast():
+        found = {name: value.cpu() for name, value in train(network.to(device), move(batch, device)).items()}
+    assert {name: value.dtype for name, value in found.items()} == {k: v.dtype for k, v in expected.items()}
+    torch.testing.assert_close(found["losses"], expected["losses"], rtol=0.02, atol=0.01)
+    torch.testing.assert_close(found["state"], expected["state"], rtol=0.1, atol=0.1)
+
+
+def test_dropout_of_attention_is_drawn_on_the_device():
+    torch.manual_seed(0)
+    body = HistConfig(width=16, n_heads=2, window=4, encoder_depths=(1, 1), decoder_depths=(1,), dropout=0.5).build()
+    network = SpotNetwork(N_FEATURES, FeedforwardConfig().build(body), DomainHead(16, 4), halting=None)
+    batch = make_batch("domains")
+    with pretended_device() as device:
+        found = train(network.to(device), move(batch, device))["losses"].cpu()
+        network.eval()
+        without = train(network, move(batch, device))["losses"].cpu()
+    assert found.isfinite().all()
+    assert not torch.allclose(found, without)
+
+
+# Waiting for the device
+
+ARCHITECTURE = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
+"""The places that wait, in words."""
+
+WAITING_TARGETS = {
+    "weighted_bce": {"balanced_cross_entropy"},
+    "pcc": {"gene_correlations"},
+    "gene_pcc": {"gene_correlations"},
+    "rvd": {"variance_distance"},
+}
+
+
+def count_waits(network: SpotNetwork, batch: Batch) -> tuple[list[str], list[str]]:
+    """Train one visit after its batch was moved; return where it waits in all, and where inside the recursion."""
+    inside, step = [], type(network.recursion).step
+
+    def watched(*arguments: object) -> object:
+        before = len(waits)
+        state = step(*arguments)
+        inside.extend(waits[before:])
+        return state
+
+    with pretended_device() as device, pytest.MonkeyPatch.context() as patch:
+        network.to(device)
+        network.recursion.backbone.prepare(batch.lattice)
+        batch = move(batch, device)
+        patch.setattr(type(network.recursion), "step", watched)
+        with recorded_waits() as waits:
+            train(network, batch)
+    return waits, inside
+
+
+@pytest.mark.parametrize("recursion", RECURSIONS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_training_step_of_domains_waits_nowhere(backbone, recursion):
+    assert count_waits(make_network(backbone, recursion, "domains", "loss_proxy"), make_batch("domains")) == ([], [])
+
+
+@pytest.mark.parametrize("halting", RECIPES)
+def test_only_some_targets_of_halting_wait(halting):
+    head = "domains" if RECIPES[halting].task in {"domains", "any"} else "expression"
+    waits, inside = count_waits(make_network("windowed", "trm", head, halting), make_batch(head))
+    assert inside == []
+    assert set(waits) == WAITING_TARGETS.get(halting, set())
+    assert all(f"`{place}`" in ARCHITECTURE for place in waits)
+
+
+def test_counts_wait_outside_of_the_recursion():
+    waits, inside = count_waits(make_network("patch", "feedforward", "counts"), make_batch("counts"))
+    assert inside == []
+    assert set(waits) == {"CountNetwork.mean_loss", "pool", "random_state_from"}
+    assert all(f"`{place}`" in ARCHITECTURE for place in waits)
+
+
+@pytest.mark.parametrize("backbone", ["windowed", "hierarchical", "hist"])
+def test_index_tensors_that_were_not_prepared_are_found(backbone, monkeypatch):
+    monkeypatch.setattr(type(BACKBONES[backbone].build()), "prepare", lambda *_: None)
+    _, inside = count_waits(make_network(backbone, "trm", "domains"), make_batch("domains"))
+    assert "number_distinct" in inside
+
+
 def test_gradient_checkpointing_stays_on_one_device():
     network = make_network("windowed", "eqr", "domains")
     network.recursion.recompute = True
@@ -176,7 +258,7 @@ def test_a_forgotten_index_tensor_on_the_cpu_is_found(monkeypatch):
 
 def test_a_generator_of_the_cpu_is_found(monkeypatch):
     def normal(self: Streams, like_TD: Tensor, lattice: Lattice) -> Tensor:
-        return torch.randn(like_TD.shape, generator=self.generators[0], device=like_TD.device)
+        return torch.randn(like_TD.shape, generator=torch.Generator().manual_seed(0), device=like_TD.device)
 
     monkeypatch.setattr(Streams, "normal", normal)
     with pytest.raises(RuntimeError, match="generator"):
