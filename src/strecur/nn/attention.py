@@ -235,7 +235,7 @@ class SlideAttention(nn.Module):
         return (regular_share * regular + shifted_share * shifted).flatten(1)
 
     def is_fused(self, qkv_N: Tensor) -> bool:
-        """Whether the fused kernel attends: on GPUs, to both windows and without rotations, which depend on a window."""
+        """Whether the fused kernel attends: on GPUs, to both windows, and without rotations within them."""
         return not is_on_cpu(qkv_N) and self.shifted and self.positions != "rope"
 
     def offset_bias(self, dtype: torch.dtype) -> Tensor:
