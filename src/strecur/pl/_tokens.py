@@ -88,7 +88,8 @@ def slide_tokens(
     place, share = _principal_components(tokens.to_numpy())
     colors = {"": BLUE} if color is None else category_colors(table, color, sorted(groups.unique()))
     panel = make_panel(ax, "one of all sections", (6, 4.5))
-    panel.scatter(*place.T, c=[colors[groups[name]] for name in tokens.index], s=45, edgecolors="white", linewidths=0.5)
+    x, y = place.T
+    panel.scatter(x, y, c=[colors[groups[name]] for name in tokens.index], s=45, edgecolors="white", linewidths=0.5)
     for name, xy in zip(tokens.index, place, strict=True):
         panel.annotate(name, xy, xytext=(4, 4), textcoords="offset points", fontsize="small")
     panel.set(**{f"{axis}label": f"component {i + 1} ({share[i]:.0%})" for i, axis in enumerate("xy")})

@@ -175,8 +175,9 @@ def _order_categories(adata: AnnData, names: Sequence[str], library_key: str) ->
 
 def _library(part: AnnData, folder: Path, name: str, about: Mapping[str, Any]) -> dict[str, dict]:
     """Return the entry of ``uns["spatial"]``, with the names that scanpy gives to the image and its scale."""
-    found = next(iter(part.uns.get("spatial", {}).values()), {})
-    factors = {key: float(value) for key, value in found.get("scalefactors", {}).items() if np.isscalar(value)}
+    found: Mapping[str, Any] = next(iter(part.uns.get("spatial", {}).values()), {})
+    numbers = {key: np.asarray(value) for key, value in found.get("scalefactors", {}).items()}
+    factors = {key: float(value) for key, value in numbers.items() if value.ndim == 0 and value.dtype.kind in "fiu"}
     scale = factors.pop("tissue_downscaled_fullres_scalef", None)
     if scale is not None:
         factors["tissue_hires_scalef"] = scale
