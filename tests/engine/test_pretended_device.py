@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from pretend_device import Autocast, OnDevice, pretended_device, recorded_waits
 
 from strecur.engine import (
@@ -18,6 +20,7 @@ from strecur.engine import (
     Checkpoint,
     HistAugmentation,
     Section,
+    collate,
     fit,
     make_fabric,
     predict,
@@ -27,13 +30,22 @@ from strecur.engine import (
 from strecur.engine.prediction import Batches
 from strecur.engine.tiles import cut_section
 from strecur.engine.training import Trainer
-from strecur.nn import DomainHead, HistConfig, Lattice, SpotNetwork, TRMConfig, WindowedConfig
+from strecur.nn import (
+    BackboneConfig,
+    DenseConfig,
+    DomainHead,
+    HierarchicalConfig,
+    HistConfig,
+    Lattice,
+    SpotNetwork,
+    Streams,
+    TRMConfig,
+    WindowedConfig,
+)
 from strecur.options import Inference, Training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from lightning_fabric import Fabric
 
 TRAINING = Training(
     slots=2, max_epochs=2, learning_rate=1e-3, warmup=1, schedule="linear", weight_decay=0.5, ema=0.9, early_exit=True
@@ -57,9 +69,11 @@ WITHOUT_GLOBAL = replace(WINDOWED, n_global=0)
 HIST = HistConfig(width=16, n_heads=2, window=4, encoder_depths=(1, 1), decoder_depths=(1,), dropout=0.0)
 
 
-def make_network(backbone: WindowedConfig | HistConfig = WINDOWED, **options: object) -> SpotNetwork:
+def make_network(
+    backbone: BackboneConfig = WINDOWED, *, halting: str | None = "loss_proxy", **options: object
+) -> SpotNetwork:
     torch.manual_seed(0)
-    halting = "loss_proxy" if backbone.n_context else None
+    halting = halting if backbone.n_context else None
     recursion = TRMConfig(n_latent=1, **options).build(backbone.build())
     return SpotNetwork(4, recursion, DomainHead(16, 2), halting=halting)
 
@@ -74,15 +88,16 @@ def fabric_on(device: torch.device | None = None) -> Fabric:
 
 def train(
     fabric: Fabric,
-    backbone: WindowedConfig | HistConfig = WINDOWED,
+    backbone: BackboneConfig = WINDOWED,
     sections: Sequence[Section] = SECTIONS,
     *,
     augment: object = SHIFTED,
     n_steps: int = 2,
     folder: str | None = None,
+    network: SpotNetwork | None = None,
     **options: object,
 ) -> SpotNetwork:
-    network = make_network(backbone, sigma=(1.0, 1.0), noise=0.1)
+    network = network or make_network(backbone, sigma=(1.0, 1.0), noise=0.1)
     fit(
         network,
         sections,
@@ -284,10 +299,102 @@ def test_a_batch_left_on_the_cpu_is_found(monkeypatch):
         run(make_network(), Inference(depth=1, symmetric=False), fabric_on(device))
 
 
+# Where there is a GPU
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+LARGER = [section("a", 30), section("b", 21)]
+BACKBONES = {
+    "windowed": WINDOWED,
+    "dense": DenseConfig(width=16, n_heads=2),
+    "hierarchical": HierarchicalConfig(width=16, n_heads=2, window=4, n_levels=2),
+    "hist": HIST,
+}
+TOLERANCE = {"32-true": 1e-3, "bf16-mixed": 3e-2}
+
+
+def train_without_draws(fabric: Fabric, backbone: BackboneConfig) -> dict[str, torch.Tensor]:
+    """Train without what a GPU draws by itself: starts, noise and held-out spots."""
+    network = make_network(backbone, halting=None)
+    train(fabric, sections=LARGER, network=network, augment=Augmentation(max_shift=2), early_exit=False)
+    return {name: value.cpu() for name, value in network.state_dict().items()}
+
+
+@pytest.fixture
+def ddp_of_one():
+    """Make the Fabric of one process that exchanges its gradients, and remove what it leaves behind."""
+    before = dict(os.environ)
+
+    def make(accelerator: str) -> Fabric:
+        fabric = Fabric(accelerator=accelerator, devices=1, strategy="ddp", precision="32-true")
+        fabric.launch()
+        return fabric
+
+    yield make
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+def test_one_process_that_exchanges_gradients_trains_like_one_that_does_not(accelerator, ddp_of_one):
+    expected = train_without_draws(fabric_on(), WINDOWED)
+    found = train_without_draws(ddp_of_one(accelerator), WINDOWED)
+    require_close(found, expected, tolerance=1e-6 if accelerator == "cpu" else TOLERANCE["32-true"])
+
+
+def require_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if not name.endswith("qkv.bias"):  # as above
+            torch.testing.assert_close(found[name], value, atol=tolerance, rtol=tolerance, msg=name)
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-3), ("bf16-mixed", 3e-2)])
-def test_a_gpu_gives_the_weights_of_the_cpu(precision, tolerance):
-    expected = train(fabric_on()).state_dict()
-    for name, value in train(make_fabric("cuda", 1, precision)).state_dict().items():
-        torch.testing.assert_close(value.cpu(), expected[name], atol=tolerance, rtol=tolerance, msg=name)
+@needs_gpu
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_gpu_gives_the_weights_of_the_cpu(backbone, precision):
+    expected = train_without_draws(fabric_on(), BACKBONES[backbone])
+    found = train_without_draws(make_fabric("cuda", 1, precision), BACKBONES[backbone])
+    require_close(found, expected, TOLERANCE[precision])
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_gpu_predicts_what_the_cpu_predicts(backbone, precision):
+    network, inference = make_network(BACKBONES[backbone]), Inference(depth=2)
+    expected = predict(network, LARGER, inference, fabric=fabric_on(), progress=False)
+    found = predict(network, LARGER, inference, fabric=make_fabric("cuda", 1, precision), progress=False)
+    for answer, other in zip(found, expected, strict=True):
+        assert error(answer.best.output_DN, other.best.output_DN) < TOLERANCE[precision]
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpu_draws_the_same_again_and_trains_with_all_options():
+    first, second = (train(make_fabric("cuda", 1, "32-true"), sections=LARGER).state_dict() for _ in range(2))
+    require_close(second, first, TOLERANCE["32-true"])
+    network = make_network(sigma=(1.0, 1.0)).to("cuda")
+    inference = Inference(depth=2, breadth=2, noise=0.1, stop_early=True, halt_threshold=0.5, slots=2)
+    first, second = (run(network, inference, make_fabric("cuda", 1, "32-true"))[0] for _ in range(2))
+    assert error(second.combined("mean"), first.combined("mean")) < TOLERANCE["32-true"]
+    assert error(first.restarts[1].output_DN, first.restarts[0].output_DN) > 1e-4
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_step_on_a_gpu_does_not_wait():
+    """PyTorch itself raises where it waits."""
+    network, fabric = make_network(sigma=(1.0, 1.0), noise=0.1).cuda(), make_fabric("cuda", 1, "bf16-mixed")
+    batch = collate([replace(LARGER[0], target_N=None)], fabric.device, network.recursion.backbone)
+    streams = Streams([torch.Generator(fabric.device).manual_seed(0)], noise=0.1)
+    with torch.no_grad(), fabric.autocast():
+        carry = network.start(batch, streams, random=True)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            network.step(batch, carry)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
