@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from strecur.models import ExpressionModel
 
 SIDE, WIDTH, N_GENES = 10, 12, 8
-SMALL = {"backbone": WindowedConfig(width=32, n_heads=2, window=4, n_global=1), "n_components": 6, "neighbours": (9,)}
+SMALL = {
+    "backbone": WindowedConfig(width=32, n_heads=2, window=4, n_global=1),
+    "n_components": 6,
+    "neighbours": (9,),
+    "n_networks": 1,
+}
 RUN = {"library_key": "section"}
 GENES = [f"g{i}" for i in range(N_GENES)]
 

@@ -171,10 +171,11 @@ class Training:
     Attributes
     ----------
     max_epochs
-        Passes over the training sections at most. By default 800 optimizer steps in all for domains (at least 10
-        passes); 600 optimizer steps for expression; 120 visits of a section for GenAR; 100 passes for HiST.
+        Passes over the training sections at most. By default 800 optimizer steps in all for domains and 300 for each
+        network of expression (at least 10 passes); 120 visits of a section for GenAR; 100 passes for HiST.
     max_minutes
-        Shorten the training to what fits into this time; the result then depends on the speed of the machine.
+        Shorten the training, of all networks together, to what fits into this time; the result then depends on the
+        speed of the machine.
     validation
         Where it is decided how long to train, which weights are kept, and how network and linear baseline are blended:
         names of sections, which are not learned from; ``"blocks"``, blocks with 15 % of the annotation or counts of the
@@ -211,6 +212,10 @@ class Training:
         (expression) on validation sections; in blocks, of the log-likelihood of the blend or of R².
     validate_every
         Epochs between validations.
+    n_networks
+        For expression: train as many networks from different random numbers (an ensemble), one after the other, and
+        average their predictions. A single network depends on chance, and how much several differ becomes part of the
+        uncertainty. By default 4, with eight or more training sections 2; 1 for presets and GenAR.
     augmentation
         Draws a changed copy of a training section at each visit: a :class:`strecur.engine.Augmentation`, or any
         callable of a section and a random generator.
@@ -256,6 +261,7 @@ class Training:
     ema: float | None = None
     patience: int = 8
     validate_every: int = 5
+    n_networks: int | None = None
     augmentation: Callable[..., Any] | None = None
     tile: int | None = None
     smoothing: int | None = None
@@ -271,6 +277,7 @@ class Training:
             "tile",
             "smoothing",
             "batch_sections",
+            "n_networks",
             "patience",
             "validate_every",
         }:

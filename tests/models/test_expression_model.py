@@ -15,7 +15,7 @@ from strecur._geometry import COMPOSE, transform_coords
 from strecur.engine import Section
 from strecur.models import ExpressionModel, LinearExpressionModel
 from strecur.models.features.representation import RepresentationFeatures, fit_representation, orientation
-from strecur.models.features.spots import SpotFeatures, fit_image_features
+from strecur.models.features.spots import SpotFeatures, fit_image_features, relative_spread
 from strecur.models.linear import LinearExpression
 from strecur.models.network import build_network
 from strecur.models.targets import ExpressionTarget
@@ -251,6 +251,47 @@ def test_image_features_know_how_far_a_section_is():
     novelty = features.novelty(far, data)
     assert novelty[:2] == [0, 0]
     assert novelty[2] > 5
+
+
+def image_features(adata: ad.AnnData, **options: object) -> tuple[SpotFeatures, SectionData]:
+    data = SectionData(adata, Sections(np.arange(60) // 20, ["A", "B", "C"]), grid_of(adata), np.arange(60), 60)
+    return fit_image_features(data, ["A", "B"], "X_patch", st.Features(**options), rng=0), data
+
+
+def test_standardised_components_keep_their_spread_over_the_training_spots():
+    adata = spots()
+    # a stronger first component, which is the same in all columns and views, and a stain that scales a section
+    signal = np.random.default_rng(1).normal(size=60)[:, None]
+    scale = adata.obsm["X_patch"].std(axis=0)
+    adata.obsm["X_patch"] += 3 * signal * scale
+    adata.obsm["X_patch_d4"] += 3 * signal[:, None] * scale
+    for key in ("X_patch", "X_patch_d4"):
+        adata.obsm[key][20:40] = 2 * adata.obsm[key][20:40] + scale
+    features, data = image_features(adata, n_components=4, neighbours=())
+    columns = features.inputs(data).columns_NF
+    mean = features.source.project(adata.obsm["X_patch_d4"].mean(axis=1))
+    spread = mean[:40].std(axis=0)
+    np.testing.assert_allclose(features.weight_P, spread / np.sqrt(np.square(spread).mean()), rtol=1e-4)
+    assert features.weight_P[0] > 2 * features.weight_P[1]
+    for rows in (slice(0, 20), slice(20, 40), slice(40, 60)):
+        np.testing.assert_allclose(columns[rows].mean(axis=0), 0, atol=1e-4)
+        np.testing.assert_allclose(columns[rows].std(axis=0), features.weight_P, rtol=1e-3)
+
+
+def test_patches_are_compared_by_components_of_equal_spread():
+    features, data = image_features(spots(), n_components=4, neighbours=(5,))
+    alike = replace(features, weight_P=None).inputs(data)
+    np.testing.assert_allclose(features.inputs(data).compared_NF, alike.compared_NF, atol=1e-4)
+
+
+def test_components_that_are_not_standardised_stay_as_they_are():
+    features, data = image_features(spots(), n_components=4, neighbours=(), standardise=False)
+    assert features.weight_P is None
+    np.testing.assert_array_equal(features.inputs(data).columns_NF, features.source.transform(data.table))
+
+
+def test_columns_that_are_all_constant_weigh_alike():
+    np.testing.assert_array_equal(relative_spread(np.ones((5, 3))), 1)
 
 
 def test_measured_values_of_missing_genes_are_nan():

@@ -253,7 +253,7 @@ def test_a_turned_section_gets_the_same_prediction(h, learned, new):
     if h:
         # the views are needed for it
         single = apply(turned, learned, symmetric=False).obsm["trm_expression"]
-        assert np.abs(single - apply(new, learned, symmetric=False).obsm["trm_expression"]).max() > 1e-2
+        assert np.abs(single - apply(new, learned, symmetric=False).obsm["trm_expression"]).max() > 1e-3
 
 
 @pytest.mark.parametrize("h", [1, 3, 6])

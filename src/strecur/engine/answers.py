@@ -97,6 +97,11 @@ class Answer:
         outputs_BDN = np.stack([restart.output_DN for restart in self])
         return outputs_BDN.mean(axis=0) if selection == "mean" else vote(outputs_BDN)
 
+    @property
+    def spread(self) -> np.ndarray:
+        """Standard deviation of the last output over the restarts, (N, C or G)."""
+        return np.std([restart.output_DN[-1] for restart in self], axis=0)
+
     def agreement(self, choice_N: np.ndarray) -> np.ndarray:
         """Share of restarts whose last output has the class ``choice_N``, for every spot."""
         return np.mean([restart.output_DN[-1].argmax(axis=-1) == choice_N for restart in self], axis=0)

@@ -24,6 +24,12 @@ JUDGED_AFTER = 0.5
 """Share of a training after which it is checked for a collapse."""
 
 
+class History(list[dict[str, float]]):
+    """One record per epoch of a training, and whether the user interrupted it."""
+
+    interrupted: bool = False
+
+
 class MovingAverage:
     """Exponential moving average (EMA) of the parameters, starting as a copy of them."""
 
@@ -162,7 +168,7 @@ class TrainingState:
     visits: Visits
     slots: list[Slot | None]
     watch: CollapseWatch
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: History = field(default_factory=History)
 
     @property
     def is_over(self) -> bool:

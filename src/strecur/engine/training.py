@@ -13,7 +13,7 @@ from strecur._arguments import filled
 from strecur.engine.checkpoint import describe_run
 from strecur.engine.data import Section, require_spots
 from strecur.engine.slots import Slot, Visits, first_steps, require_own_slots, require_visits, unique_names
-from strecur.engine.state import BestWeights, Clock, CollapseWatch, MovingAverage, TrainingState
+from strecur.engine.state import BestWeights, Clock, CollapseWatch, History, MovingAverage, TrainingState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,8 +65,9 @@ def fit(
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     has_collapsed: Callable[[nn.Module], bool] | None = None,
     progress: bool = True,
+    title: str = "training",
     checkpoint: Checkpoint | None = None,
-) -> list[dict[str, float]]:
+) -> History:
     """Train a network in place by deep supervision, and leave the averaged (with ``validate``: the best) weights in it.
 
     Every batch is visited for ``n_steps`` outer steps, each with an optimizer step; the state is passed on without
@@ -101,6 +102,8 @@ def fit(
         and stops it. If ``None`` (default), this is not checked.
     progress
         Show a progress bar over epochs.
+    title
+        Text of the progress bar.
     checkpoint
         Where the state is stored after epochs. If it exists, training resumes from it and gives the same weights, on a
         CPU bit for bit. If ``None`` (default), nothing is written.
@@ -115,7 +118,8 @@ def fit(
 
     Returns
     -------
-    One record per epoch: epoch, seconds, train_loss, learning_rate, and the scores of ``validate``.
+    One record per epoch: epoch, seconds, train_loss, learning_rate, and the scores of ``validate``. Its attribute
+    ``interrupted`` tells whether the user stopped the training.
     """
     require_spots(sections)
     n_epochs, device = filled(training.max_epochs), fabric.device
@@ -151,7 +155,7 @@ def fit(
     trainer = Trainer(state, training, n_steps, fabric, *fabric.setup(Stepper(network), state.optimizer))
     done = len(state.history)
     epochs = range(done + 1, (done if state.is_over else n_epochs) + 1)
-    with tqdm(initial=done, total=epochs.stop - 1, disable=not progress, desc="training", unit="epoch") as bar:
+    with tqdm(initial=done, total=epochs.stop - 1, disable=not progress, desc=title, unit="epoch") as bar:
         try:
             for epoch in epochs:
                 record = trainer.train_epoch(epoch, n_visits // n_epochs)
@@ -166,6 +170,7 @@ def fit(
                     bar.total = bar.n  # notebooks mark a bar that is not full as failed
                     break
         except KeyboardInterrupt:
+            state.history.interrupted = True
             logger.warning("training interrupted after %d epochs; the model so far is kept", len(state.history))
     (state.keeper.weights or state.average).copy_to(network)
     return state.history

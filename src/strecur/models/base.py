@@ -40,6 +40,11 @@ class NetworkModel:
         return isinstance(self.network, CountNetwork)
 
     @property
+    def networks(self) -> list[SpotNetwork]:
+        """All networks, whose predictions are averaged."""
+        return [self.network]
+
+    @property
     def network_description(self) -> str:
         """Architecture, backbone and number of parameters."""
         n_parameters = sum(p.numel() for p in self.network.parameters())

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, ndtri
+
+from strecur._arguments import filled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -166,28 +168,48 @@ class ExpressionErrors:
         Quantiles of the absolute error in each quarter, at ``LEVELS``, float32.
     count_BG
         Spots they were taken from.
+    spread_G
+        Root mean square, over these spots, of the standard deviation over the networks of an ensemble, float32;
+        ``None`` for one network.
     """
 
     edge_EG: np.ndarray
     error_BQG: np.ndarray
     count_BG: np.ndarray
+    spread_G: np.ndarray | None = None
 
-    def half_width(self, predicted_NG: np.ndarray, coverage: float) -> np.ndarray:
+    def half_width(self, predicted_NG: np.ndarray, coverage: float, spread_NG: np.ndarray | None = None) -> np.ndarray:
         """Return half the width of the interval that contains the truth with this probability, spots × genes float32.
 
         It is at least the ⌈(n + 1) · coverage⌉-th smallest of the ``n`` errors (split conformal prediction), rounded up
-        to the next of ``LEVELS``, or the largest if there are fewer.
+        to the next of ``LEVELS``, or the largest if there are fewer. Where networks of an ensemble differ more
+        (``spread_NG``) than on the sections the errors were taken from, it is wider.
         """
         bin_NG = (predicted_NG[None] > self.edge_EG[:, None]).sum(axis=0)
         level_BG = np.minimum((self.count_BG + 1) * coverage / self.count_BG, 1)
         # rounded first, since in floating point 200 * .07 is a little more than 14
         index_BG = np.ceil(np.round(level_BG * (len(LEVELS) - 1), 9)).astype(int)
         width_BG = np.take_along_axis(self.error_BQG, index_BG[:, None], axis=1)[:, 0]
-        return width_BG[bin_NG, np.arange(predicted_NG.shape[1])].astype(np.float32)
+        width_NG = width_BG[bin_NG, np.arange(predicted_NG.shape[1])]
+        if self.spread_G is not None and spread_NG is not None:
+            width_NG = np.hypot(width_NG, ndtri((1 + coverage) / 2) * self.excess(spread_NG))
+        return width_NG.astype(np.float32)
+
+    def excess(self, spread_NG: np.ndarray) -> np.ndarray:
+        """Return by how much, as standard deviation, networks differ more than where the errors were taken from.
+
+        Few networks tell it for all genes of a spot together, not for each.
+        """
+        usual_G = filled(self.spread_G)
+        ratio_N1 = np.square(spread_NG).sum(axis=1, keepdims=True) / max(np.square(usual_G).sum(), TINY)
+        return usual_G * np.sqrt(np.maximum(ratio_N1 - 1, 0))
 
 
-def fit_errors(predicted_NG: np.ndarray, truth_NG: np.ndarray) -> ExpressionErrors:
-    """Fit the errors of spots the model was not trained on and whose truth is known (no NaN)."""
+def fit_errors(predicted_NG: np.ndarray, truth_NG: np.ndarray, spread_NG: np.ndarray | None = None) -> ExpressionErrors:
+    """Fit the errors of spots the model was not trained on and whose truth is known (no NaN).
+
+    ``spread_NG`` is the standard deviation over the networks of an ensemble.
+    """
     edge_EG = np.quantile(predicted_NG, np.arange(1, N_BINS) / N_BINS, axis=0)
     bin_NG = (predicted_NG[None] > edge_EG[:, None]).sum(axis=0)
     error_NG = np.abs(predicted_NG - truth_NG)
@@ -200,4 +222,5 @@ def fit_errors(predicted_NG: np.ndarray, truth_NG: np.ndarray) -> ExpressionErro
         edge_EG.astype(np.float32),
         np.stack(quantiles).astype(np.float32),
         np.stack([np.isfinite(errors_NG).sum(axis=0) for errors_NG in by_bin]),
+        None if spread_NG is None else np.sqrt(np.square(spread_NG).mean(axis=0)).astype(np.float32),
     )

@@ -14,11 +14,20 @@ from strecur._settings import settings
 from strecur.models.base import NetworkModel, own_fabric
 from strecur.models.blend import EQUAL
 from strecur.models.calibration import ExpressionErrors
-from strecur.models.counts import Draws, draw_counts, predict_values
+from strecur.models.counts import Draws, draw_counts
+from strecur.models.ensemble import predict_ensemble
 from strecur.models.features.spots import SpotFeatures, features_from_saved, features_to_saved
 from strecur.models.io.folders import save_folder
 from strecur.models.linear import LinearExpression
-from strecur.models.network import Architecture, Backbones, known_to, network_from_saved, network_to_saved
+from strecur.models.network import (
+    Architecture,
+    Backbones,
+    known_to,
+    network_from_saved,
+    network_to_saved,
+    network_weights,
+    restore_network,
+)
 from strecur.models.novelty import SpotNovelty, novelty_from_arrays, novelty_to_arrays
 from strecur.models.targets import ExpressionTarget
 from strecur.nn import BackboneConfig, CountNetwork, ExpressionHead, SpotNetwork
@@ -146,7 +155,8 @@ class LinearExpressionModel:
             "halt_threshold": None,
         }
         if self.errors is not None:
-            arrays |= {f"errors.{name}": value for name, value in asdict(self.errors).items()}
+            fitted = {name: value for name, value in asdict(self.errors).items() if value is not None}
+            arrays |= {f"errors.{name}": value for name, value in fitted.items()}
         arrays |= novelty_to_arrays(self.novelty)
         return config, arrays | {f"baseline.{name}": value for name, value in asdict(self.baseline).items()}
 
@@ -183,12 +193,13 @@ class ExpressionModel(LinearExpressionModel, NetworkModel):
     architecture, backbone
         Configuration of the network.
     network
-        The network with its trained weights.
+        The network with its trained weights; of an ensemble the first.
     halting
         Name of the recipe by which the network learned when to stop, or ``None``.
     history
         One row per epoch: epoch, seconds, train_loss, learning_rate and, on validation sections, validation_pcc,
-        validation_r2 and validation_mse; on blocks of the training sections blocks_r2 and blocks_pcc.
+        validation_r2 and validation_mse; on blocks of the training sections blocks_r2 and blocks_pcc; for an ensemble
+        also network, from 0.
     scores
         Scores of network and baseline on the validation sections; empty without one.
     blend
@@ -196,6 +207,8 @@ class ExpressionModel(LinearExpressionModel, NetworkModel):
     halt_threshold
         Halt probability above which a section stops, set by :func:`strecur.tl.calibrate_halting`; ``None``: that of
         the recipe.
+    further_networks
+        The other networks of an ensemble (:attr:`strecur.Training.n_networks`).
     """
 
     architecture: Architecture
@@ -206,12 +219,19 @@ class ExpressionModel(LinearExpressionModel, NetworkModel):
     scores: pd.DataFrame
     blend: float = EQUAL
     halt_threshold: float | None = None
+    further_networks: list[SpotNetwork] = field(default_factory=list)
     selections: ClassVar[tuple[Selection, ...]] = ("mean", "converged")
 
     @property
+    def networks(self) -> list[SpotNetwork]:
+        """All networks, whose predictions are averaged."""
+        return [self.network, *self.further_networks]
+
+    @property
     def description(self) -> str:
-        """Architecture, backbone and number of parameters."""
-        return self.network_description
+        """Number of networks, architecture, backbone and number of parameters of each."""
+        several = f"{len(self.networks)} networks, each " if self.further_networks else ""
+        return several + self.network_description
 
     def predict(
         self,
@@ -239,10 +259,10 @@ class ExpressionModel(LinearExpressionModel, NetworkModel):
 
         Returns
         -------
-        The answer for each section.
+        The answer for each section; the restarts of an ensemble are those of its networks, one after the other.
         """
-        return predict_values(
-            self.network,
+        return predict_ensemble(
+            self.networks,
             sections,
             self._filled(inference),
             fabric=own_fabric(),
@@ -282,6 +302,10 @@ class ExpressionModel(LinearExpressionModel, NetworkModel):
             "blend": self.blend,
             "halt_threshold": self.halt_threshold,
         }
+        for i, member in enumerate(self.further_networks, start=1):
+            weights |= network_weights(member, i)
+        if self.further_networks:
+            own["n_networks"] = len(self.networks)
         return config | own | network, arrays | weights
 
 
@@ -304,9 +328,14 @@ def expression_from_saved(
     }
     if "architecture" not in config:
         return LinearExpressionModel(**common)
+    sizes = features.n_columns, ExpressionHead, len(target.genes)
+    first = network_from_saved(config, arrays, backbones, *sizes)
+    parts = first["architecture"], first["backbone"], first["halting"]
+    further = [restore_network(arrays, *parts, *sizes, member=i) for i in range(1, config.get("n_networks", 1))]
     return ExpressionModel(
         **common,
-        **network_from_saved(config, arrays, backbones, features.n_columns, ExpressionHead, len(target.genes)),
+        **first,
+        further_networks=further,
         history=pd.DataFrame(config["history"]),
         scores=pd.DataFrame(config["scores"]),
         blend=config.get("blend", 1.0),

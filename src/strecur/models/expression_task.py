@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,8 @@ from strecur.engine import Augmentation
 from strecur.models.base import own_fabric
 from strecur.models.blend import EQUAL, blend_values, choose_value_weight
 from strecur.models.calibration import fit_errors
-from strecur.models.counts import log2_of, predict_values
+from strecur.models.counts import log2_of
+from strecur.models.ensemble import predict_ensemble
 from strecur.models.expression import ExpressionModel, LinearExpressionModel
 from strecur.models.features.spots import average, fit_image_features
 from strecur.models.fitting import Lesson, Task, count_epochs, warn_if_behind
@@ -45,8 +46,11 @@ logger = logging.getLogger("strecur")
 
 MIN_SPOTS = 2
 
-OPTIMIZER_STEPS = 600
-"""Optimizer steps at most, however many outer steps a visit has."""
+OPTIMIZER_STEPS = 300
+"""Optimizer steps of a network at most, however many outer steps a visit has."""
+
+N_NETWORKS, N_NETWORKS_OF_MANY, MANY_SECTIONS = 4, 2, 8
+"""Networks whose predictions are averaged; fewer of many sections, which take longer and make networks more alike."""
 
 WEIGHT_DECAY, NOISE, DROP = 0.1, 0.3, 0.3
 
@@ -103,6 +107,7 @@ class ExpressionTask(Task):
     kind: ClassVar[str] = "expression"
     default_halting: ClassVar[str | None] = None
     blend: ClassVar[float] = EQUAL
+    takes_ensembles: ClassVar[bool] = True
     feature_defaults: ClassVar[Mapping[str, Any]] = {"n_components": 100, "neighbours": (9, 25, 81)}
 
     def split(self, data: SectionData, request: Request, rng: int) -> Split:
@@ -130,7 +135,9 @@ class ExpressionTask(Task):
 
     def training_defaults(self, recipe: Recipe, split: Split) -> Mapping[str, Any]:
         hide = HIDE if recipe.architecture.has_two_states else 0.0
+        n_networks = N_NETWORKS if len(split.training) < MANY_SECTIONS else N_NETWORKS_OF_MANY
         return {
+            "n_networks": 1 if recipe.is_preset else n_networks,
             "max_epochs": count_epochs(OPTIMIZER_STEPS, recipe, split),
             "learning_rate": SLOW.get(recipe.architecture.name),
             "weight_decay": WEIGHT_DECAY,
@@ -177,7 +184,7 @@ class ExpressionTask(Task):
         """Score a network; in blocks of few spots the squared error is the finer measure, and chooses the weights."""
         truths = [lesson.scale.log2(truth) for truth in targets(judges.sections)]
         inference = Inference(depth=depth, symmetric=False)
-        found = score_sections(truths, run(network, judges.sections, inference, fabric)[1])
+        found = score_sections(truths, run([network], judges.sections, inference, fabric).log2)
         spread = np.nanvar(np.concatenate(truths), axis=0).mean()
         r2 = 1 - found["mse"] / max(spread, TINY)
         if judges.are_blocks:
@@ -187,7 +194,7 @@ class ExpressionTask(Task):
     def has_collapsed(self, network: SpotNetwork, sections: Sequence[Section], depth: int, fabric: Fabric) -> bool:
         """Return whether the prediction hardly varies between spots, which the mean of each gene does not."""
         smallest = min(sections, key=lambda section: len(section.features_NF))
-        (values_NG,), _ = run(network, [smallest], Inference(depth=depth, symmetric=False), fabric)
+        (values_NG,) = run([network], [smallest], Inference(depth=depth, symmetric=False), fabric).values
         (truth_NG,) = targets([smallest])
         known_N = ~np.isnan(truth_NG).any(axis=1)
         spread = values_NG[known_N].std(axis=0).mean()
@@ -215,6 +222,7 @@ class ExpressionTask(Task):
             architecture=trained.recipe.architecture,
             backbone=trained.recipe.backbone,
             network=trained.network,
+            further_networks=trained.networks[1:],
             halting=trained.recipe.halting,
             history=trained.history,
             scores=pd.DataFrame(),
@@ -234,7 +242,7 @@ class ExpressionTask(Task):
         for fold, data in folds:
             inputs = fold.features.inputs(data)
             sections = engine_sections(data, inputs)
-            _, (network_NG,) = run(fold.network, sections, Inference(depth=fold.architecture.n_steps), own_fabric())
+            (network_NG,) = run(fold.networks, sections, Inference(depth=fold.architecture.n_steps), own_fabric()).log2
             counted_N = counted_spots(read_counts(data.table, fold.target.layer))
             truths.append(np.where(counted_N[:, None], fold.target.log2(fold.measure(data.table)), np.nan))
             networks.append(network_NG)
@@ -248,6 +256,7 @@ class CountTask(ExpressionTask):
     """Learn raw counts by GenAR, whose answer is that of the network alone."""
 
     blend: ClassVar[float] = 1.0
+    takes_ensembles: ClassVar[bool] = False
 
     def resolve_backbone(
         self, architecture: Architecture, backbone: str | BackboneConfig, layout: str
@@ -385,11 +394,12 @@ def judge_on(model: ExpressionModel, lesson: ExpressionLesson, trained: Trained)
     """
     inference = Inference(depth=model.architecture.n_steps)
     judges = trained.judges.sections
-    values, network = run(model.network, judges, inference, trained.fabric)
+    found = run(model.networks, judges, inference, trained.fabric)
+    network = found.log2
     linear = [lesson.judged_baseline.predict(averaged_NF) for averaged_NF in map(averaged, judges)]
     measured = targets(judges)
     known_N = ~np.isnan(np.concatenate(measured)).any(axis=1)
-    truth_NG, network_NG, linear_NG = (np.concatenate(parts)[known_N] for parts in (measured, values, linear))
+    truth_NG, network_NG, linear_NG = (np.concatenate(parts)[known_N] for parts in (measured, found.values, linear))
     if not model.predicts_counts:
         weight = choose_value_weight(network_NG, linear_NG, truth_NG)
         model.blend = trained.judges.limited(weight)
@@ -403,7 +413,8 @@ def judge_on(model: ExpressionModel, lesson: ExpressionLesson, trained: Trained)
     )
     warn_if_behind(model.scores, "pcc", trained.judges, model.blend)
     if not trained.judges.are_blocks:
-        model.errors = fit_errors(blend_values(network_NG, linear_NG, model.blend), truth_NG)
+        spread_NG = None if found.spreads is None else model.blend * np.concatenate(found.spreads)[known_N]
+        model.errors = fit_errors(blend_values(network_NG, linear_NG, model.blend), truth_NG, spread_NG)
         model.reliability["pcc"] = mean_pcc(truths, answers)
         model.reliability["pcc_network"] = mean_pcc(truths, network)
 
@@ -431,12 +442,28 @@ def averaged(section: Section) -> np.ndarray:
     return average(section.features_NF.numpy(), {element: view.numpy() for element, view in section.views.items()})
 
 
-def run(
-    network: SpotNetwork, judges: Sequence[Section], inference: Inference, fabric: Fabric
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Predict sections on the scale of the target, and on the log2 scale on which genes are compared."""
-    answers = predict_values(network, judges, inference, fabric=fabric)
-    values = [answer.restarts[0].output_DN[-1] for answer in answers]
-    if isinstance(network, CountNetwork):
-        return values, [log2_of(answer.restarts[0])[-1] for answer in answers]
-    return values, values
+class Found(NamedTuple):
+    """Predictions of some sections, spots × genes each.
+
+    Attributes
+    ----------
+    values
+        On the scale of the target.
+    log2
+        On the log2 scale, on which genes are compared.
+    spreads
+        Standard deviation over the networks of an ensemble; ``None`` for one network.
+    """
+
+    values: list[np.ndarray]
+    log2: list[np.ndarray]
+    spreads: list[np.ndarray] | None
+
+
+def run(networks: Sequence[SpotNetwork], judges: Sequence[Section], inference: Inference, fabric: Fabric) -> Found:
+    """Predict sections with one network, or with several whose predictions are averaged."""
+    answers = predict_ensemble(networks, judges, inference, fabric=fabric)
+    values = [answer.combined("mean")[-1] for answer in answers]
+    if isinstance(networks[0], CountNetwork):
+        return Found(values, [log2_of(answer.restarts[0])[-1] for answer in answers], None)
+    return Found(values, values, [answer.spread for answer in answers] if len(networks) > 1 else None)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import numpy as np
 import pandas as pd
 
 from strecur._arguments import filled
@@ -25,14 +27,15 @@ from strecur.presets import Preset, hist
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    import numpy as np
     from lightning_fabric import Fabric
 
     from strecur._anndata import SectionData
     from strecur.engine import Section
+    from strecur.engine.state import History
     from strecur.models.features.spots import Inputs, SpotFeatures
     from strecur.models.network import Architecture
     from strecur.models.novelty import SpotNovelty
+    from strecur.models.plan import TrainingPlan
     from strecur.models.sections import Split
     from strecur.nn import BackboneConfig, HistConfig, SpotNetwork
 
@@ -52,7 +55,14 @@ OF_TRAINING = {"epoch", "seconds", "train_loss", "learning_rate"}
 MIN_EPOCHS = 10
 """Passes over the sections at least, however many optimizer steps that takes."""
 
-TRAINING_DEFAULTS = {"learning_rate": 1e-3, "warmup": 30, "schedule": "linear", "weight_decay": 0.5, "ema": 0.98}
+TRAINING_DEFAULTS = {
+    "learning_rate": 1e-3,
+    "warmup": 30,
+    "schedule": "linear",
+    "weight_decay": 0.5,
+    "ema": 0.98,
+    "n_networks": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -148,14 +158,19 @@ class Judges:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, how it was trained, and the sections it was trained and validated on."""
+    """Trained networks, how they were trained, and the sections they were trained and validated on."""
 
-    network: SpotNetwork
+    networks: list[SpotNetwork]
     recipe: Recipe
     history: pd.DataFrame
     training: list[Section]
     judges: Judges
     fabric: Fabric
+
+    @property
+    def network(self) -> SpotNetwork:
+        """The first network."""
+        return self.networks[0]
 
 
 class Task(ABC):
@@ -163,6 +178,7 @@ class Task(ABC):
 
     kind: ClassVar[str]
     default_halting: ClassVar[str | None]
+    takes_ensembles: ClassVar[bool] = False
     feature_defaults: ClassVar[Mapping[str, Any]]
 
     @abstractmethod
@@ -234,10 +250,13 @@ def fit_model(task: Task, data: SectionData, request: Request, *, rng: int) -> A
         data.grid.layout,
         n_features=filled(options.n_components) * (1 + len(filled(options.neighbours))),
         n_outputs=task.n_outputs(split),
-        n_epochs=filled(training.max_epochs),
+        n_epochs=filled(training.max_epochs) * filled(training.n_networks),
         tile=training.tile,
         max_spots=getattr(training.augmentation, "max_spots", 0),
     )
+    if filled(training.n_networks) > 1 and not task.takes_ensembles:
+        msg = f"n_networks={training.n_networks}: ensembles are for expression; leave n_networks out"
+        raise ValueError(msg)
     if training.leave_one_out and split.held_out:
         msg = (
             f"leave_one_out measures the answer on the training sections, and {split.held_out} are held out for "
@@ -248,34 +267,78 @@ def fit_model(task: Task, data: SectionData, request: Request, *, rng: int) -> A
         msg = f"leave_one_out needs at least {MIN_LEFT_OUT} training sections; there is {split.training}"
         raise ValueError(msg)
     lesson = task.learn(data, split, options, rng)
-    network, architecture = task.build(lesson, split, recipe, rng)
-    recipe = replace(recipe, architecture=architecture)
-    network.recursion.recompute = plan.recompute
-    fabric = make_fabric(settings.accelerator, settings.devices, settings.precision)
-    sections, judges = part_sections(data, split, lesson, visit=getattr(training.augmentation, "max_spots", 0))
-
-    def validate(candidate: Any) -> dict[str, float]:
-        return task.validate(lesson, judges, candidate, architecture.n_steps, fabric)
-
-    history = fit(
-        network,
-        in_tiles(sections, architecture, recipe.backbone, plan.tile),
-        training,
-        n_steps=architecture.n_steps,
-        augment=filled(training.augmentation),
-        fabric=fabric,
-        seed=rng,
-        has_collapsed=lambda candidate: task.has_collapsed(candidate, sections, architecture.n_steps, fabric),
-        validate=validate if judges.sections else None,
-        progress=settings.progress,
-        checkpoint=open_checkpoint(recipe, judges),
-    )
-    network.cpu()
-    warn_if_short(history, recipe)
-    model = task.model(lesson, split, Trained(network, recipe, pd.DataFrame(history), sections, judges, fabric))
+    trained = train_networks(task, data, split, lesson, recipe, plan, rng)
+    model = task.model(lesson, split, trained)
     if training.leave_one_out:
         task.rate(model, leave_one_out(task.like(model), data, request, split, rng))
     return model
+
+
+def train_networks(
+    task: Task, data: SectionData, split: Split, lesson: Lesson, recipe: Recipe, plan: TrainingPlan, rng: int
+) -> Trained:
+    """Train one network, or several of an ensemble one after the other; an interruption keeps those that are done."""
+    fabric = make_fabric(settings.accelerator, settings.devices, settings.precision)
+    sections, judges = part_sections(data, split, lesson, visit=getattr(recipe.training.augmentation, "max_spots", 0))
+    networks: list[SpotNetwork] = []
+    histories: list[History] = []
+    n_networks = filled(recipe.training.n_networks)
+    for i in range(n_networks):
+        seed = member_seed(rng, i)
+        network, architecture = task.build(lesson, split, recipe, seed)
+        recipe = replace(recipe, architecture=architecture)
+        network.recursion.recompute = plan.recompute
+
+        def validate(candidate: Any, depth: int = architecture.n_steps) -> dict[str, float]:
+            return task.validate(lesson, judges, candidate, depth, fabric)
+
+        def has_collapsed(candidate: Any, depth: int = architecture.n_steps) -> bool:
+            return task.has_collapsed(candidate, sections, depth, fabric)
+
+        history = fit(
+            network,
+            in_tiles(sections, architecture, recipe.backbone, plan.tile),
+            shared_time(recipe.training),
+            n_steps=architecture.n_steps,
+            augment=filled(recipe.training.augmentation),
+            fabric=fabric,
+            seed=seed,
+            has_collapsed=has_collapsed,
+            validate=validate if judges.sections else None,
+            progress=settings.progress,
+            title="training" if n_networks == 1 else f"training network {i + 1} of {n_networks}",
+            checkpoint=open_checkpoint(recipe, judges, i),
+        )
+        if history.interrupted and networks:
+            logger.warning("the model keeps the %d networks trained before the interruption", len(networks))
+            break
+        networks.append(network.cpu())
+        histories.append(history)
+        if history.interrupted:
+            break
+    warn_if_short(min(histories, key=len), recipe)
+    return Trained(networks, recipe, join_histories(histories), sections, judges, fabric)
+
+
+def member_seed(rng: int, i: int) -> int:
+    """Return the seed of a network of an ensemble; the first is the network that would be trained alone."""
+    return rng if i == 0 else int(np.random.SeedSequence([rng, i]).generate_state(1)[0])
+
+
+def shared_time(training: Training) -> Training:
+    """Give each network its share of the time limit."""
+    if training.max_minutes is None:
+        return training
+    return replace(training, max_minutes=training.max_minutes / filled(training.n_networks))
+
+
+def join_histories(histories: Sequence[History]) -> pd.DataFrame:
+    """Return the records of all epochs, those of several networks with the number of their network."""
+    if len(histories) == 1:
+        return pd.DataFrame(histories[0])
+    return pd.concat(
+        [pd.DataFrame(history).assign(network=i) for i, history in enumerate(histories)], ignore_index=True
+    )
 
 
 def leave_one_out(
@@ -382,10 +445,11 @@ def check_halting(halting: object, kind: str, backbone: BackboneConfig) -> None:
         raise ValueError(msg)
 
 
-def open_checkpoint(recipe: Recipe, judges: Judges) -> Checkpoint | None:
-    """Return the checkpoint of a training, with what tells it from others; ``None`` without a folder."""
+def open_checkpoint(recipe: Recipe, judges: Judges, member: int) -> Checkpoint | None:
+    """Return the checkpoint of a network, with what tells it from others; ``None`` without a folder."""
     if recipe.training.checkpoint is None:
         return None
+    folder = Path(recipe.training.checkpoint)
     about = {
         "architecture": to_json(recipe.architecture),
         "backbone": to_json(recipe.backbone),
@@ -393,4 +457,4 @@ def open_checkpoint(recipe: Recipe, judges: Judges) -> Checkpoint | None:
         "precision": settings.precision,
         "validation": checksum_sections(judges.sections),
     }
-    return Checkpoint(recipe.training.checkpoint, about)
+    return Checkpoint(folder / f"network_{member}" if member else folder, about)

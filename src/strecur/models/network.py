@@ -119,12 +119,22 @@ def build_network(
         return SpotNetwork(n_features, recursion, head(backbone.width, n_outputs), halting=halting, linear_start=start)
 
 
+def prefix_of(member: int) -> str:
+    """Return how the names of the weights of a network begin in a model folder."""
+    return f"network_{member}." if member else PREFIX
+
+
+def network_weights(network: SpotNetwork, member: int = 0) -> dict[str, np.ndarray]:
+    """Return the weights of a network of an ensemble by their names in a model folder."""
+    return {f"{prefix_of(member)}{name}": value.cpu().numpy() for name, value in network.state_dict().items()}
+
+
 def network_to_saved(
     network: SpotNetwork, architecture: Architecture, backbone: BackboneConfig, halting: str | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Split a network into JSON values and arrays."""
     values = {"architecture": to_json(architecture), "backbone": to_json(backbone), "halting": halting}
-    return values, {f"{PREFIX}{name}": value.cpu().numpy() for name, value in network.state_dict().items()}
+    return values, network_weights(network)
 
 
 def network_from_saved(
@@ -138,12 +148,30 @@ def network_from_saved(
     """Undo :func:`network_to_saved`; return its arguments by name."""
     architecture = architecture_from_json(values["architecture"])
     backbone = backbone_from_json(values["backbone"], backbones)
-    state = {k.removeprefix(PREFIX): torch.from_numpy(v) for k, v in arrays.items() if k.startswith(PREFIX)}
-    halting, linear_start = values["halting"], "linear_start.weight_FO" in state
+    halting = values["halting"]
+    network = restore_network(arrays, architecture, backbone, halting, n_features, head, n_outputs)
+    return {"network": network, "architecture": architecture, "backbone": backbone, "halting": halting}
+
+
+def restore_network(
+    arrays: Mapping[str, np.ndarray],
+    architecture: Architecture,
+    backbone: BackboneConfig,
+    halting: str | None,
+    n_features: int,
+    head: type,
+    n_outputs: int,
+    *,
+    member: int = 0,
+) -> SpotNetwork:
+    """Build a network of an ensemble, and give it its saved weights."""
+    prefix = prefix_of(member)
+    state = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in arrays.items() if k.startswith(prefix)}
+    linear_start = "linear_start.weight_FO" in state
     network = build_network(
         n_features, architecture, backbone, head, n_outputs, halting=halting, seed=0, linear_start=linear_start
     )
     network.load_state_dict(state)
     if isinstance(network, CountNetwork):
         network.head.set_order(state["head.order_G"])  # raises unless it is a permutation
-    return {"network": network, "architecture": architecture, "backbone": backbone, "halting": halting}
+    return network

@@ -177,7 +177,7 @@ def plan_inference(
         layout,
         depth=filled(inference.depth),
         n_views=n_views if inference.stop_early else 1,
-        n_runs=n_views * inference.breadth,
+        n_runs=n_views * inference.breadth * len(model.networks),
     )
     return inference
 

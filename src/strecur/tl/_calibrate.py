@@ -230,8 +230,11 @@ def calibrate_expression(
         rows = [own for own in rows if len(own)]
         for column, values_NG in (("pcc", predicted_NG), ("pcc_network", network_NG)):
             model.reliability[column] = mean_pcc([truth_NG[r] for r in rows], [values_NG[r] for r in rows])
+    spread_NG = None
+    if len(model.networks) > 1:
+        spread_NG = filled(given.inference.blend) * given.data.join([answer.spread for answer in answers])[known_N]
     predicted_NG, truth_NG = predicted_NG[known_N], truth_NG[known_N]
-    model.errors = fit_errors(predicted_NG, truth_NG)
+    model.errors = fit_errors(predicted_NG, truth_NG, spread_NG)
     return pd.DataFrame(
         {
             "pcc": metrics.pcc_per_gene(truth_NG, predicted_NG),
@@ -313,6 +316,6 @@ def calibrate_halting(
         raise ValueError(msg)
     given = read_input(adata, model, Inference(depth=depth), library_key=library_key, table_key=table_key)
     answers = model.predict(given.sections, given.inference, keep_steps=False)
-    settled = [answer.best.halt_probability_D[-1] for answer in answers]
+    settled = [run.halt_probability_D[-1] for answer in answers for run in answer]
     model.halt_threshold = float(np.clip(np.quantile(settled, quantile), MARGIN, 1 - MARGIN))
     return model.halt_threshold

@@ -218,10 +218,11 @@ def predict_expression(
         With ``n_samples``: the first of the samples (int32 like the counts). Samples vary as counts do, from gene to
         gene and in their totals, but single values are worse predictions.
     ``obsm[f"{key}_spread"]``
-        With ``breadth > 1``: standard deviation over the restarts; with ``n_samples``: of log2(count + 1) over the
-        samples (float32, spots × genes).
+        For an ensemble or with ``breadth > 1``: standard deviation over the networks and restarts; with ``n_samples``:
+        of log2(count + 1) over the samples (float32, spots × genes).
     ``obsm[f"{key}_interval"]``
-        With ``coverage``: half the width of the interval (float32, spots × genes).
+        With ``coverage``: half the width of the interval (float32, spots × genes). It is wider where the networks of an
+        ensemble differ more than on the sections the model was calibrated on.
     ``obs[f"{key}_novelty"]``
         Share of the training spots whose patches were less strange, from 0 to 1 (float32); see :func:`trm_domains`.
     ``uns[key]``
@@ -271,7 +272,8 @@ def predict_expression(
         found = {"": blend_values(found["_network"], linear_NG, filled(options.blend)), **found}
         params |= {**recorded(options), "rng": rng}
     if coverage is not None:
-        found["_interval"] = filled(model.errors).half_width(found[""], coverage)
+        spread_NG = filled(options.blend) * found["_spread"] if of_ensemble(model) else None
+        found["_interval"] = filled(model.errors).half_width(found[""], coverage, spread_NG)
     by_section.insert(0, "n_predicted", list(data.sizes().values()))
     novelty_N = rate_patches(model, data, inputs)
     by_section["novelty"] = inputs.novelty
@@ -306,9 +308,8 @@ def run_network(
     """
     answers = model.predict(sections, options, rng=rng)
     found = {"_network": data.join([answer.combined(filled(options.selection))[-1] for answer in answers])}
-    if options.breadth > 1:
-        lasts = [[run.output_DN[-1] for run in answer.restarts] for answer in answers]
-        found["_spread"] = data.join([np.std(last, axis=0) for last in lasts])
+    if len(answers[0]) > 1:
+        found["_spread"] = data.join([answer.spread for answer in answers])
     if model.predicts_counts:
         found["_log2"] = data.join([log2_of(run)[-1] for answer in answers for run in answer.restarts])
     if options.n_samples:
@@ -317,6 +318,11 @@ def run_network(
         found["_sample"] = data.join([draws.first_NG for draws in drawn])
     by_section = describe_answers(data, answers, options).drop(columns="n_spots")
     return found, by_section, {"residuals": residual_table(answers), **slide_tokens(model, answers, names)}
+
+
+def of_ensemble(model: LinearExpressionModel) -> bool:
+    """Return whether a model has several networks."""
+    return isinstance(model, ExpressionModel) and len(model.networks) > 1
 
 
 def rate_patches(model: LinearExpressionModel, data: SectionData, inputs: Inputs) -> np.ndarray:

@@ -142,7 +142,12 @@ def with_updates(model: DomainModel | ExpressionModel, *, n_latent: int, n_deep:
     recursion = network.recursion
     assert isinstance(recursion, TRM)
     recursion.n_latent, recursion.n_deep = n_latent, n_deep
-    return replace(model, network=network)
+    return replace(only_first(model), network=network)
+
+
+def only_first(model: DomainModel | ExpressionModel) -> DomainModel | ExpressionModel:
+    """Return a model with the first network of an ensemble alone, whose steps can be followed."""
+    return replace(model, further_networks=[]) if isinstance(model, ExpressionModel) else model
 
 
 def landscape(
@@ -232,7 +237,7 @@ def landscape(
     score = make_scorer(model, given, label_key)
     frames = []
     for part in tqdm(given.sections, disable=not settings.progress, desc="exploring", unit="section"):
-        answer = predict_alone(model, part, given.inference, rng, keep_latents=n_spots)
+        answer = predict_alone(only_first(model), part, given.inference, rng, keep_latents=n_spots)
         frame = trajectories(answer)
         frame.insert(0, "section", part.name)
         scores = [score(part.name, output_NC) for run in answer.restarts for output_NC in run.output_DN]

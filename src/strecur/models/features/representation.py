@@ -61,6 +61,10 @@ class RepresentationFeatures:
         """Project every spot, spots × components float32."""
         return self.project(self.read(adata))
 
+    def usual(self, adata: AnnData) -> np.ndarray:
+        """Project every spot, by the mean over all views where there are any."""
+        return self.project(read_views(adata, self.use_rep).mean(axis=1)) if self.has_views else self.transform(adata)
+
     def views(self, adata: AnnData, sections: Sections, grid: Grid) -> dict[int, np.ndarray]:
         """Project every spot under each symmetry of the lattice, by element.
 

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     Moments = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
+TINY = np.float32(1e-6)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Features of the spots of some sections.
@@ -86,6 +89,8 @@ class SpotFeatures:
         every section by its own.
     names
         Names of the columns of a representation that is taken as it is; empty if they had none.
+    weight_P
+        What the columns are multiplied by after they were centred and scaled; ``None``: all are alike.
     """
 
     source: ExpressionFeatures | IntensityFeatures | CellTypeFeatures | RepresentationFeatures | str
@@ -96,6 +101,7 @@ class SpotFeatures:
     lattices: TrainingLattices | None = None
     domains: DomainMoments | None = None
     names: Sequence[str] = ()
+    weight_P: np.ndarray | None = None
 
     @property
     def n_columns(self) -> int:
@@ -133,8 +139,11 @@ class SpotFeatures:
     def compared(self, values: np.ndarray, columns: np.ndarray, data: SectionData) -> np.ndarray:
         """Compute the features in which spots are compared with those of the training.
 
-        Shares of cell types mean the same in every section, so they are standardised as in training.
+        Shares of cell types mean the same in every section, so they are standardised as in training. All components of
+        an embedding count alike.
         """
+        if self.weight_P is not None:
+            return columns / np.tile(np.maximum(self.weight_P, TINY), 1 + len(self.neighbours))
         if not self.standardised or self.familiar is None or not isinstance(self.source, CellTypeFeatures):
             return columns
         usual = self.familiar.means_SP.mean(axis=0), self.familiar.scale_P
@@ -149,6 +158,7 @@ class SpotFeatures:
             if self.standardised:
                 centre, scale = moments_of(own, positions)
                 own = (own - centre) / scale
+                own = own if self.weight_P is None else own * self.weight_P
             columns[rows] = np.hstack([own, neighbourhood_means(own, positions, self.neighbours)])
         return columns
 
@@ -244,13 +254,26 @@ def fit_source(
 def fit_image_features(
     data: SectionData, training: Sequence[str], use_rep: str, options: Features, rng: int
 ) -> SpotFeatures:
-    """Fit principal components of a representation on the training sections alone."""
+    """Fit principal components of a representation on the training sections alone.
+
+    Standardised components keep the spread that they have over the training spots. With the same spread, the last ones,
+    which are mostly noise, would weigh as much as the first.
+    """
     rows = np.concatenate([data.rows(name) for name in training])
     source = fit_representation(data.table, rows, use_rep, n_components=filled(options.n_components), rng=rng)
-    familiar = find_familiar(source.transform(data.table), data.sections, training)
+    values = source.transform(data.table)
+    familiar = find_familiar(values, data.sections, training)
     width = source.components_FP.shape[1]
     neighbours, lattices = tuple(options.neighbours or ()), read_lattices(data, training)
-    return SpotFeatures(source, width, options.standardise, neighbours, familiar, lattices)
+    weight_P = relative_spread(source.usual(data.table)[rows]) if options.standardise else None
+    return SpotFeatures(source, width, options.standardise, neighbours, familiar, lattices, weight_P=weight_P)
+
+
+def relative_spread(values_NP: np.ndarray) -> np.ndarray:
+    """Return the standard deviations of columns, divided by their root mean square; constant columns are alike."""
+    spread_P = values_NP.std(axis=0, dtype=np.float64)
+    total = np.sqrt(np.square(spread_P).mean())
+    return (spread_P / total if total > 0 else np.ones_like(spread_P)).astype(np.float32)
 
 
 SOURCES = {
@@ -270,6 +293,8 @@ def features_to_saved(features: SpotFeatures) -> tuple[dict[str, Any], dict[str,
     arrays: dict[str, np.ndarray] = {}
     if features.familiar is not None:
         arrays |= {f"features.{name}": value for name, value in asdict(features.familiar).items()}
+    if features.weight_P is not None:
+        arrays["features.weight_P"] = features.weight_P
     if features.domains is not None:
         saved = {**vars(features.domains), **vars(features.domains.surroundings)}
         del saved["surroundings"]
@@ -304,5 +329,14 @@ def features_from_saved(values: Mapping[str, Any], arrays: Mapping[str, np.ndarr
         surroundings = Gaussians(own.pop("mean_CF"), own.pop("whiten_FF"))
         domains = DomainMoments(surroundings=surroundings, limit=own.pop("limit").item(), **own)
     neighbours = tuple(values["neighbours"])
-    standardised, names = values["standardised"], values.get("names", ())
-    return SpotFeatures(source, values["width"], standardised, neighbours, familiar, lattices, domains, names)
+    return SpotFeatures(
+        source,
+        values["width"],
+        values["standardised"],
+        neighbours,
+        familiar,
+        lattices,
+        domains,
+        names=values.get("names", ()),
+        weight_P=arrays.get("features.weight_P"),
+    )

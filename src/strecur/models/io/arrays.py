@@ -8,7 +8,7 @@ import torch
 
 from strecur.models.calibration import LEVELS, N_BINS
 from strecur.models.io.schema import SchemaError, require, shown
-from strecur.models.network import PREFIX, architecture_from_json, backbone_from_json, build_network
+from strecur.models.network import PREFIX, architecture_from_json, backbone_from_json, build_network, prefix_of
 from strecur.models.novelty import LEVELS as NOVELTY_LEVELS
 from strecur.nn import DomainHead, ExpressionHead
 
@@ -71,14 +71,19 @@ def expected_shapes(config: Mapping[str, Any], backbones: Backbones) -> dict[str
         found["features.source.components_FP"] = ("F", width)
     if "architecture" in config:
         network = outline(config, backbones, n_columns, n_outputs)
-        found |= {f"{PREFIX}{name}": tuple(value.shape) for name, value in network.state_dict().items()}
+        of_network = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        for member in range(config.get("n_networks", 1)):
+            found |= {f"{prefix_of(member)}{name}": shape for name, shape in of_network.items()}
     return found
 
 
 def optional_shapes(config: Mapping[str, Any]) -> list[dict[str, Shape]]:
     """Arrays that come together or not at all."""
     width = config["features"]["width"]
-    groups: list[dict[str, Shape]] = [{"features.means_SP": ("S", width), "features.scale_P": (width,)}]
+    groups: list[dict[str, Shape]] = [
+        {"features.means_SP": ("S", width), "features.scale_P": (width,)},
+        {"features.weight_P": (width,)},
+    ]
     n_groups, n_scores = (len(config["labels"]), 3) if config["kind"] == "domains" else (1, 1)
     groups.append(
         {
@@ -114,7 +119,7 @@ def optional_shapes(config: Mapping[str, Any]) -> list[dict[str, Shape]]:
         "errors.error_BQG": (N_BINS, len(LEVELS), n_genes),
         "errors.count_BG": (N_BINS, n_genes),
     }
-    return [*groups, errors]
+    return [*groups, errors, {"errors.spread_G": (n_genes,)}]
 
 
 def outline(config: Mapping[str, Any], backbones: Backbones, n_columns: int, n_outputs: int) -> nn.Module:
@@ -131,5 +136,6 @@ def outline(config: Mapping[str, Any], backbones: Backbones, n_columns: int, n_o
         msg = f"architecture and backbone make no network: {shown(str(error))}"
         raise SchemaError(msg) from error
     n_bytes = sum(part.numel() * part.element_size() for part in [*network.parameters(), *network.buffers()])
+    n_bytes *= config.get("n_networks", 1)
     require(n_bytes <= MAX_NETWORK_BYTES, f"the network would take {n_bytes:,} bytes; at most {MAX_NETWORK_BYTES:,} do")
     return network

@@ -36,6 +36,7 @@ LIMITS = {
     "encoder_depths": 64,
     "decoder_depths": 64,
     "scales": 1_000_000,
+    "n_networks": 1_000,
     "neighbours": 1_000_000,
     "smoothing": 1_000_000,
     "mlp_ratio": 64.0,
@@ -157,6 +158,7 @@ class ExpressionValues(Common):
     backbone: NotRequired[dict[str, Any]]
     halting: NotRequired[str | None]
     blend: NotRequired[float]
+    n_networks: NotRequired[int]
 
 
 SOURCES = ("use_rep", "expression", "intensities", "cell_types", "representation")
