@@ -241,6 +241,17 @@ def test_a_step_of_prediction_waits_only_for_its_records(options, monkeypatch):
     assert "`Job.add`" in ARCHITECTURE
 
 
+def test_tiles_of_a_prediction_wait_where_it_is_written(monkeypatch):
+    without_inference_mode(monkeypatch)
+    with pretended_device() as device:
+        network = make_network(WITHOUT_GLOBAL).to(device)
+        with recorded_waits() as waits:
+            run(network, Inference(depth=1, symmetric=False, tile=3, halo=11), fabric_on(device), keep_latents=0)
+    places = set(waits)
+    assert places >= {"cut_lattice", "step_in_tiles"}
+    assert {place for place in places if f"`{place}`" not in ARCHITECTURE} == set()
+
+
 def run(network: SpotNetwork, inference: Inference, fabric: Fabric, keep_latents: int = 3) -> list[Answer]:
     return predict(network, SECTIONS, inference, keep_latents=keep_latents, fabric=fabric, progress=False)
 

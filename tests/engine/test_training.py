@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from strecur.engine import Augmentation, Section, collate, fit, make_fabric
+from strecur.engine import Augmentation, Section, collate, fit, make_fabric, training
+from strecur.engine.slots import Visit
 from strecur.engine.state import BestWeights, Clock, MovingAverage
-from strecur.engine.training import learning_rate, make_optimizer
-from strecur.nn import TRM, DomainHead, Lattice, SpotNetwork, TRMConfig, WindowedBackbone, WindowedConfig
+from strecur.engine.training import Losses, learning_rate, make_optimizer
+from strecur.nn import TRM, Carry, DomainHead, Lattice, SpotNetwork, TRMConfig, WindowedBackbone, WindowedConfig
 from strecur.options import Training
 
 DEFAULTS = Training(learning_rate=1e-3, warmup=30, schedule="linear", weight_decay=0.5, ema=0.98)
@@ -39,10 +41,10 @@ def train(
     validate=None,
     **config,
 ):
-    training = replace(DEFAULTS, **{"max_epochs": 2, "warmup": 1} | config)
+    options = replace(DEFAULTS, **{"max_epochs": 2, "warmup": 1} | config)
     fabric = make_fabric("cpu", 1, "32-true")
     rest = {"fabric": fabric, "augment": augment, "seed": seed, "validate": validate, "progress": False}
-    return fit(net, sections, training, n_steps=n_steps, **rest)
+    return fit(net, sections, options, n_steps=n_steps, **rest)
 
 
 def weights(net: SpotNetwork) -> dict[str, torch.Tensor]:
@@ -163,6 +165,63 @@ def test_validation_leaves_the_trained_weights_alone():
 def test_a_loss_that_is_no_number_stops_with_the_place():
     broken = replace(section("bad"), features_NF=torch.full((64, 4), torch.inf))
     with pytest.raises(FloatingPointError, match=r"epoch 1.*\['bad'\].*learning_rate"):
+        train(network(), [broken])
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "message"),
+    [
+        (torch.nan, 1.0, "loss became nan"),
+        (1.0, torch.inf, "gradient became inf"),
+        (torch.inf, torch.nan, "loss became inf"),
+    ],
+)
+def test_losses_are_read_together_and_the_first_that_is_no_number_is_named(loss, norm, message, monkeypatch):
+    monkeypatch.setattr(training, "READ_TOGETHER", 4)
+    losses, finite = Losses(), torch.tensor(1.0)
+
+    def slot(name: str) -> SimpleNamespace:
+        return SimpleNamespace(visit=Visit(3, (name,), 0.5, 2), carry=Carry((), step=2))
+
+    for name in ("a", "b", "c", "d"):
+        losses.add(finite, finite, slot(name))
+    losses.add(finite, finite, slot("e"))
+    losses.add(torch.tensor(loss), torch.tensor(norm), slot("f"))
+    losses.add(torch.tensor(torch.nan), finite, slot("g"))
+    with pytest.raises(FloatingPointError, match=rf"{message} in epoch 3, outer step 2, on section\(s\) \['f'\]"):
+        losses.add(finite, finite, slot("h"))
+    losses.require_finite()  # each is read once
+
+
+def test_a_gradient_that_is_no_number_stops_the_training(monkeypatch):
+    class Exploding(torch.autograd.Function):
+        @staticmethod
+        def forward(_, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(_, gradient):
+            return gradient * torch.inf
+
+    original = SpotNetwork.training_step
+
+    def explode(self, *arguments):
+        loss, carry = original(self, *arguments)
+        return Exploding.apply(loss), carry
+
+    monkeypatch.setattr(SpotNetwork, "training_step", explode)
+    with pytest.raises(FloatingPointError, match="epoch 1, outer step 1"):
+        train(network(), [section("a")])
+
+
+def test_an_interrupted_training_does_not_hide_a_loss_that_is_no_number(monkeypatch):
+    broken = replace(section("bad"), features_NF=torch.full((64, 4), torch.inf))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Clock, "tick", interrupted)
+    with pytest.raises(FloatingPointError, match="epoch 1"):
         train(network(), [broken])
 
 
