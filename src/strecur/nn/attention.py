@@ -117,7 +117,7 @@ def attend_fused(qkv_T: Tensor, groups: Groups, bias_PHKL: Tensor, n_heads: int,
     """Attend within groups with the fused kernel of PyTorch, for GPUs; return all slots that attend, (W · K, D)."""
     q_TD, kv_T = qkv_T.tensor_split([qkv_T.shape[1] // 3], dim=1)
     parts = []
-    for asking_WK, seen_WL, occupied_WL, place_W in groups.split(chunk_size(qkv_T) // groups.asking_WK.shape[1] or 1):
+    for asking_WK, seen_WL, occupied_WL, place_W in groups.split(chunk_size(qkv_T) // groups.seen_WL.shape[1] or 1):
         bias_WHKL = bias_PHKL if place_W is None else bias_PHKL.index_select(0, place_W)
         mask_WHKL = torch.where(occupied_WL[:, None, None], bias_WHKL.to(q_TD.dtype), -torch.inf)
         q_WKHE = q_TD.index_select(0, asking_WK.flatten()).view(*asking_WK.shape, n_heads, -1)
