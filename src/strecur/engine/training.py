@@ -226,8 +226,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.fabric.backward(loss)
-        clip = {"max_norm": self.training.clip, "error_if_nonfinite": False}  # which would wait for the device
-        norm = self.fabric.clip_gradients(self.stepper, self.optimizer, **clip)
+        norm = self.fabric.clip_gradients(
+            self.stepper,
+            self.optimizer,
+            max_norm=self.training.clip,
+            error_if_nonfinite=False,  # which would wait for the device; the losses are checked instead
+        )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state.average.update(self.state.network)
