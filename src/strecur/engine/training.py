@@ -107,6 +107,8 @@ def fit(
 
     Raises
     ------
+    FloatingPointError
+        If a loss or gradient is not finite; losses of up to 50 optimizer steps are checked together.
     TrainingCollapseError
         If the network learns nothing.
     ValueError
