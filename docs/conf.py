@@ -162,7 +162,8 @@ nitpick_ignore_regex = [(r"py:.*", rf"{name}\..*") for name in INVENTORIES if no
 # parts of models and networks, which are attributes of public classes
 nitpick_ignore_regex += [
     (r"py:class", r"strecur\.models\.(calibration|counts|features|linear|novelty|targets)\..*"),
-    (r"py:class", r"strecur\.nn\.\w+\.(\w+Backbone|Feedforward|Head|LinearStart|Recursion|TRM|Universal|Windows)"),
+    (r"py:class", r"strecur\.nn\.\w+\.(\w+Backbone|Feedforward|Head|LinearStart|Recursion|TRM|Universal)"),
+    (r"py:class", r"strecur\.nn\.\w+\.(Quarters|Windows)"),
 ]
 if not reached["python"]:
     standard_library = r"(collections|pathlib|typing)\..*|None|bool|dict|float|int|list|object|str|tuple|[A-Z]\w*Error"

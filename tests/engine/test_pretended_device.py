@@ -265,16 +265,16 @@ RESTARTS = {"breadth": 2, "noise": 0.1, "slots": 2}
 STOPPING = {"stop_early": True, "halt_threshold": 1e-6, "min_steps": 1, "symmetric": True, "slots": 2}
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize(
-    ("backbone", "options"),
+    ("backbone", "options", "precision"),
     [
-        (WINDOWED, {**RESTARTS, "selection": "converged"}),
-        (WINDOWED, {**RESTARTS, "selection": "mean"}),
-        (WINDOWED, {**RESTARTS, "selection": "vote", "breadth": 3, "noise": 0.0}),
-        (WINDOWED, STOPPING),
-        (HIST, {"symmetric": True}),
-        (WITHOUT_GLOBAL, {"tile": 3, "halo": 11}),
+        (WINDOWED, {**RESTARTS, "selection": "converged"}, "32-true"),
+        (WINDOWED, {**RESTARTS, "selection": "mean"}, "bf16-mixed"),
+        (WINDOWED, {**RESTARTS, "selection": "vote", "breadth": 3, "noise": 0.0}, "32-true"),
+        (WINDOWED, STOPPING, "32-true"),
+        (HIST, {"symmetric": True}, "32-true"),
+        (HIST, {}, "bf16-mixed"),
+        (WITHOUT_GLOBAL, {"tile": 3, "halo": 11}, "32-true"),
     ],
 )
 def test_predictions_are_those_of_the_cpu(backbone, options, precision, monkeypatch):
@@ -291,7 +291,7 @@ def test_predictions_are_those_of_the_cpu(backbone, options, precision, monkeypa
         for restart, wanted in zip(answer, other, strict=True):
             for name in ("output_DN", "latent_ND", "halt_probability_D", "residual_D", "latents_DNE"):
                 assert error(getattr(restart, name), getattr(wanted, name)) < tolerance, name
-        if precision == "32-true":  # otherwise, another restart may be chosen
+        if precision == "32-true" or selection == "mean":  # otherwise, another restart may be chosen
             assert error(answer.combined(selection), other.combined(selection)) < tolerance
 
 

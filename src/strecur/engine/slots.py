@@ -51,9 +51,9 @@ class Slot:
     def start(self, network: SpotNetwork, n_steps: int, *, early_exit: bool) -> None:
         """Start the recursion; ``n_steps`` is the number of outer steps of a whole visit."""
         self.carry = network.training_start(self.batch, n_steps, self.generator)
-        draw = {"generator": self.generator, "device": self.generator.device}
-        if early_exit and torch.rand((), **draw) < EXPLORATION:
-            self.least = int(torch.randint(min(2, n_steps), n_steps + 1, (), **draw))
+        own, device = self.generator, self.generator.device
+        if early_exit and torch.rand((), generator=own, device=device) < EXPLORATION:
+            self.least = int(torch.randint(min(2, n_steps), n_steps + 1, (), generator=own, device=device))
 
     def is_over(self, *, threshold: float | None) -> bool:
         """Return whether all steps were run or, with a threshold, all sections have halted."""

@@ -110,6 +110,8 @@ def fit(
 
     Raises
     ------
+    FloatingPointError
+        If a loss or gradient is not finite; losses of up to 50 optimizer steps are checked together.
     TrainingCollapseError
         If the network learns nothing.
     ValueError
@@ -231,8 +233,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.fabric.backward(loss)
-        clip = {"max_norm": self.training.clip, "error_if_nonfinite": False}  # which would wait for the device
-        norm = self.fabric.clip_gradients(self.stepper, self.optimizer, **clip)
+        norm = self.fabric.clip_gradients(
+            self.stepper,
+            self.optimizer,
+            max_norm=self.training.clip,
+            error_if_nonfinite=False,  # which would wait for the device; the losses are checked instead
+        )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state.average.update(self.state.network)

@@ -122,8 +122,8 @@ def attend_fused(qkv_T: Tensor, groups: Groups, bias_PHKL: Tensor, n_heads: int,
         mask_WHKL = torch.where(occupied_WL[:, None, None], bias_WHKL.to(q_TD.dtype), -torch.inf)
         q_WKHE = q_TD.index_select(0, asking_WK.flatten()).view(*asking_WK.shape, n_heads, -1)
         k_WLHE, v_WLHE = kv_T.index_select(0, seen_WL.flatten()).view(*seen_WL.shape, 2, n_heads, -1).unbind(2)
-        heads = (part.transpose(1, 2) for part in (q_WKHE, k_WLHE, v_WLHE))
-        out_WHKE = F.scaled_dot_product_attention(*heads, mask_WHKL, dropout_p=dropout)
+        q, k, v = (part.transpose(1, 2) for part in (q_WKHE, k_WLHE, v_WLHE))
+        out_WHKE = F.scaled_dot_product_attention(q, k, v, mask_WHKL, dropout_p=dropout)
         parts.append(out_WHKE.transpose(1, 2).reshape(-1, q_TD.shape[1]))
     return torch.cat(parts)
 

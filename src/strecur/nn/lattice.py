@@ -93,7 +93,8 @@ class Quarters:
     occupied_QL: Tensor
 
     def to(self, device: torch.device | str) -> Quarters:
-        return Quarters(*(table.to(device) for table in (self.spots, self.place_Q, self.seen_QL, self.occupied_QL)))
+        tables = (table.to(device) for table in (self.place_Q, self.seen_QL, self.occupied_QL))
+        return Quarters(self.spots.to(device), *tables)
 
 
 @dataclass(frozen=True)
