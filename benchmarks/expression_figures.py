@@ -5,7 +5,7 @@
 writes ``marker_panel.png`` (measured and predicted markers by biological axis), ``gene_scores.png``, ``clusters.png``
 (clusters of the predicted expression beside those of the study) and ``whole_slide.png`` (prediction from the image of
 the test section alone, for spots that ``pp.tile_image`` places on the tissue at the pitch of the array), and prints
-the scores of the test section.
+the scores of the test section and of each marker.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import scanpy as sc
 from expression import choose_panel, read_sections
 from scipy.spatial import KDTree
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
 mpl.use("Agg")
 
 MARKERS = {
-    "HER2 amplicon": ["ERBB2", "MIEN1"],
-    "epithelium": ["KRT19", "CD24"],
-    "stroma": ["COL1A1", "SPARC"],
-    "immune": ["CD74", "IGKC"],
+    "receptors": ["ERBB2", "ESR1", "PGR"],
+    "proliferation": ["MKI67"],
+    "epithelium": ["KRT8", "EPCAM"],
+    "T cells": ["CD3E", "CD8A"],
 }
 
 
@@ -61,6 +62,21 @@ def predict_slide(image: Path, model: ExpressionModel, pitch_px: float, options:
     return slide
 
 
+def rate_markers(test: AnnData, model: ExpressionModel, markers: list[str]) -> pd.DataFrame:
+    """Return mean counts of markers in a held-out section, and the correlation there of the answer and its parts."""
+    truth_NG, keys = model.measure(test), {"answer": "", "network": "_network", "linear": "_linear"}
+    columns = {name: test.obsm[f"trm_expression{key}"] for name, key in keys.items()}
+    table = pd.DataFrame(
+        {
+            "expected": model.reliability["pcc"].to_numpy(),
+            **{name: st.metrics.pcc_per_gene(truth_NG, values_NG) for name, values_NG in columns.items()},
+        },
+        index=model.genes,
+    )
+    counts = {"mean count": np.asarray(test[:, markers].X.mean(axis=0)).ravel()}
+    return table.loc[markers].assign(**counts)
+
+
 def cluster(adata: AnnData, n_clusters: int, seed: int) -> None:
     """Cluster the spots by their predicted expression, into as many clusters as the study has."""
     expression = st.get.expression(adata)
@@ -76,7 +92,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--train", nargs="+", required=True)
     parser.add_argument("--test", required=True)
-    parser.add_argument("--encoder", default="efficientnet-lite0")
+    parser.add_argument("--encoder", default="texture")
     parser.add_argument("--patch-px", type=float, default=224)
     parser.add_argument("--truth", default="cluster_annotation", help="column of the annotation to show")
     parser.add_argument("--seed", type=int, default=0)
@@ -90,23 +106,26 @@ def main() -> None:
     adata = read_sections(options)
     train = adata[adata.obs["section"].isin(options.train)].copy()
     test = adata[adata.obs["section"] == options.test].copy()
-    markers = [gene for group in MARKERS.values() for gene in group]
+    shown = {axis: [gene for gene in genes if gene in adata.var_names] for axis, genes in MARKERS.items()}
+    markers = [gene for genes in shown.values() for gene in genes]
+    print("not measured in all sections:", sorted({gene for genes in MARKERS.values() for gene in genes} - {*markers}))
     panel = choose_panel(train, 300)
     model = st.tl.train_expression(train, genes=panel, extra_genes=markers, rng=options.seed)
     st.tl.predict_expression(test, model)
     scores = st.metrics.expression_scores(model.measure(test), test.obsm["trm_expression"])
     print({name: round(scores[name], 3) for name in ("pcc_10", "pcc_50", "pcc_300", "mse", "rvd")})
+    print(rate_markers(test, model, markers).round(3).to_string())
 
     image = options.data / "images" / f"{options.test}.jpg"
     attach_image(test, options.test, image)
-    save(st.pl.marker_panel(test, MARKERS), options.out / "marker_panel.png")
+    save(st.pl.marker_panel(test, shown), options.out / "marker_panel.png")
     save(st.pl.gene_scores(test), options.out / "gene_scores.png")
     cluster(test, test.obs[options.truth].nunique(), options.seed)
     save(st.pl.domains(test, "predicted_cluster", truth=options.truth, img=False), options.out / "clusters.png")
 
     distance, _ = KDTree(test.obsm["spatial"]).query(test.obsm["spatial"], k=2)
     slide = predict_slide(image, model, float(np.median(distance[:, 1])), options)
-    maps = st.pl.marker_panel(slide, ["ERBB2", "KRT19", "COL1A1", "CD74"], genes_per_row=2)
+    maps = st.pl.marker_panel(slide, ["ERBB2", "KRT8", "EPCAM", "CD3E"], genes_per_row=2)
     save(maps, options.out / "whole_slide.png")
     print(f"whole slide: {slide.n_obs} spots")
 

@@ -82,7 +82,17 @@ BAD: dict[str, list[tuple]] = {
         ("n_genes", None, TypeError, f"n_genes=None: {WHOLE}"),
     ],
     "training": [
-        *whole("max_epochs", "n_steps", "slots", "batch_sections", "patience", "validate_every", "tile", "smoothing"),
+        *whole(
+            "max_epochs",
+            "n_steps",
+            "n_networks",
+            "slots",
+            "batch_sections",
+            "patience",
+            "validate_every",
+            "tile",
+            "smoothing",
+        ),
         *positive("max_minutes", "learning_rate", "clip"),
         *not_negative("weight_decay"),
         ("warmup", -1, ValueError, "warmup=-1: at least 0 is needed"),

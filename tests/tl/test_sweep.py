@@ -153,7 +153,7 @@ def test_predicted_expression_is_scored_against_the_counts(sections):
     sections.obsm["X_patch"][:3] = np.nan  # outside the image
     options = {"use_rep": "X_patch", "genes": list(sections.var_names[:6]), "max_epochs": 1, "validation": None}
     part = sections[sections.obs["section"] != "S3"].copy()
-    model = calls.train_expression(part, **RUN, **options, backbone=SMALL["backbone"], n_components=4)
+    model = calls.train_expression(part, **RUN, **options, backbone=SMALL["backbone"], n_components=4, n_networks=1)
     torch.nn.init.normal_(model.network.head.linear.weight, generator=torch.Generator().manual_seed(0))
     table = calls.recursion_sweep(sections, model, **RUN, depths=(1, 2), n_latent=(3,), n_deep=(1,))
     assert (table.groupby("section", observed=True)["pcc_all"].nunique() == 2).all()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, ndtri
+from scipy.special import log_softmax
 
 from strecur._arguments import filled
 
@@ -183,7 +183,7 @@ class ExpressionErrors:
 
         It is at least the ⌈(n + 1) · coverage⌉-th smallest of the ``n`` errors (split conformal prediction), rounded up
         to the next of ``LEVELS``, or the largest if there are fewer. Where networks of an ensemble differ more
-        (``spread_NG``) than on the sections the errors were taken from, it is wider.
+        (``spread_NG``) than on the sections the errors were taken from, it is as many times wider.
         """
         bin_NG = (predicted_NG[None] > self.edge_EG[:, None]).sum(axis=0)
         level_BG = np.minimum((self.count_BG + 1) * coverage / self.count_BG, 1)
@@ -192,17 +192,17 @@ class ExpressionErrors:
         width_BG = np.take_along_axis(self.error_BQG, index_BG[:, None], axis=1)[:, 0]
         width_NG = width_BG[bin_NG, np.arange(predicted_NG.shape[1])]
         if self.spread_G is not None and spread_NG is not None:
-            width_NG = np.hypot(width_NG, ndtri((1 + coverage) / 2) * self.excess(spread_NG))
+            width_NG = width_NG * self.inflation(spread_NG)
         return width_NG.astype(np.float32)
 
-    def excess(self, spread_NG: np.ndarray) -> np.ndarray:
-        """Return by how much, as standard deviation, networks differ more than where the errors were taken from.
+    def inflation(self, spread_NG: np.ndarray) -> np.ndarray:
+        """Return how many times more networks differ than where the errors were taken from, at least 1, spots × 1.
 
         Few networks tell it for all genes of a spot together, not for each.
         """
-        usual_G = filled(self.spread_G)
-        ratio_N1 = np.square(spread_NG).sum(axis=1, keepdims=True) / max(np.square(usual_G).sum(), TINY)
-        return usual_G * np.sqrt(np.maximum(ratio_N1 - 1, 0))
+        usual = np.square(filled(self.spread_G)).sum()
+        ratio_N1 = np.square(spread_NG).sum(axis=1, keepdims=True) / max(usual, TINY)
+        return np.sqrt(np.maximum(ratio_N1, 1))
 
 
 def fit_errors(predicted_NG: np.ndarray, truth_NG: np.ndarray, spread_NG: np.ndarray | None = None) -> ExpressionErrors:

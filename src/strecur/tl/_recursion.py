@@ -55,7 +55,7 @@ def recursion_sweep(
         Spots of one or several sections; with ``obsm["grid"]`` from :func:`strecur.pp.to_grid` and the genes (or the
         representation) the model was trained on. Genes are matched by name. The object is not changed.
     model
-        Trained with ``architecture="trm"``; it is not changed.
+        Trained with ``architecture="trm"``; it is not changed. Of an ensemble, the first network is run.
     label_key
         Column of ``obs`` with annotated domains to score a model of domains against. Predicted expression is scored
         against the counts of the model's genes, if the object has them.
@@ -175,7 +175,7 @@ def landscape(
         Spots of one or several sections; with ``obsm["grid"]`` from :func:`strecur.pp.to_grid` and the genes (or the
         representation) the model was trained on. Genes are matched by name. The object is not changed.
     model
-        Trained with ``architecture="trm"``.
+        Trained with ``architecture="trm"``. Of an ensemble, the first network is run.
     label_key
         Column of ``obs`` with annotated domains to score a model of domains against. Predicted expression is scored
         against the counts of the model's genes, if the object has them.
