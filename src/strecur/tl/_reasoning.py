@@ -54,7 +54,8 @@ def slide_tokens(model: NetworkModel, answers: Sequence[Answer], names: Sequence
 
     There is no entry for a network without tokens, or whose tokens do not see the spots.
     """
-    tokens = {answer.section: filled(answer.best.tokens_MD) for answer in answers}
+    # of the first restart, since networks of an ensemble have tokens of their own
+    tokens = {answer.section: filled(answer.restarts[0].tokens_MD) for answer in answers}
     shape = next(iter(tokens.values())).shape
     if not shape[0] or not model.backbone.sees_other_spots:
         return {}
