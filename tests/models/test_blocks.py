@@ -8,6 +8,7 @@ import pytest
 
 import strecur as st
 from strecur._anndata import read_section_data
+from strecur.engine.state import History
 from strecur.models.fitting import Judges
 from strecur.models.sections import BLOCK_SHARE, choose_blocks, hide_targets, split_sections
 from strecur.nn import WindowedConfig
@@ -87,7 +88,7 @@ def test_the_network_does_not_learn_what_it_is_judged_on(adata, monkeypatch):
 
     def spy(network, sections, training, *, validate, **options):
         seen.update({section.name: section.target_N.numpy() for section in sections})
-        return [{"epoch": 1, "train_loss": 1.0, "learning_rate": 1.0} | validate(network)]
+        return History([{"epoch": 1, "train_loss": 1.0, "learning_rate": 1.0} | validate(network)])
 
     monkeypatch.setattr("strecur.models.fitting.fit", spy)
     model = st.tl.train_domains(adata, "domain", **SMALL)

@@ -15,6 +15,7 @@ from toy_histology import GENES, N_GENES, RUN, apply, join, make_section
 
 import strecur as st
 from strecur.engine import Augmentation
+from strecur.engine.state import History
 from strecur.nn import GenARConfig, TRMConfig, WindowedConfig
 
 if TYPE_CHECKING:
@@ -340,7 +341,7 @@ def test_the_publication_is_trained_as_published(config, given, expected, pair, 
 
     def recorded(network, parts, training, **options):
         seen.update(training=training, augment=options["augment"])
-        return [{"epoch": 1, "train_loss": 0.0}]
+        return History([{"epoch": 1, "train_loss": 0.0}])
 
     monkeypatch.setattr("strecur.models.fitting.fit", recorded)
     small = replace(config, width=24, n_layers=1, n_heads=2, condition_width=24, n_groups=2)

@@ -9,6 +9,7 @@ from scipy import sparse
 
 import strecur as st
 from strecur.engine import HistAugmentation
+from strecur.engine.state import History
 from strecur.engine.training import learning_rate
 from strecur.nn import FeedforwardConfig, HistBackbone, HistConfig
 
@@ -31,7 +32,7 @@ def test_the_published_system_is_what_is_trained(sections, monkeypatch):
 
     def recorded(network, parts, config, **options):
         seen.update(network=network, config=config, **options)
-        return [{"epoch": 1, "train_loss": 0.0}]
+        return History([{"epoch": 1, "train_loss": 0.0}])
 
     monkeypatch.setattr("strecur.models.fitting.fit", recorded)
     model = train(sections, architecture="hist", backbone="windowed", max_epochs=None)

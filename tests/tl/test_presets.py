@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 import strecur as st
+from strecur.engine.state import History
 from strecur.models.network import build_network
 from strecur.nn import DomainHead, TRMConfig
 
@@ -24,7 +25,7 @@ def test_its_options_are_those_of_the_paper_unless_the_caller_gives_others(secti
 
     def recorded(network, parts, training, **options):
         seen.update(network=network, training=training, **options)
-        return [{"epoch": 1, "train_loss": 0.0}]
+        return History([{"epoch": 1, "train_loss": 0.0}])
 
     monkeypatch.setattr("strecur.models.fitting.fit", recorded)
     preset = st.presets.paper_domains()

@@ -50,7 +50,7 @@ def residual_table(answers: Sequence[Answer]) -> pd.DataFrame:
 
 
 def slide_tokens(model: NetworkModel, answers: Sequence[Answer], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the global tokens of the best restart, (sections, tokens, width), NaN for a section that is not there.
+    """Return the global tokens of the first restart, (sections, tokens, width), NaN for a section that is not there.
 
     There is no entry for a network without tokens, or whose tokens do not see the spots.
     """
