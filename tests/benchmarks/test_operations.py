@@ -18,7 +18,8 @@ def test_shares_of_known_operations():
     a = torch.randn(400, 400)
     found = operations.shares(lambda: (a @ a).softmax(dim=-1))
     assert found[KINDS].sum() == pytest.approx(1, abs=1e-6)
-    assert found["matrix products of all spots"] > found["softmax"] > found["matrix products within windows"] == 0
+    assert set(found.index[found == 0]) >= {KINDS[1], KINDS[3]}
+    assert (found[["matrix products of all spots", "softmax"]] > 0).all()
 
 
 @pytest.mark.parametrize(("name", "kind"), [("mm", 0), ("baddbmm", 1), ("copy_", 4), ("mul", -1)])

@@ -55,7 +55,7 @@ class RepresentationFeatures:
     components_FP: np.ndarray
     has_views: bool
     record: Mapping[str, object] = field(default_factory=dict)
-    names: Sequence[str] = ()
+    names: Sequence[str] = field(default_factory=list)
 
     def transform(self, adata: AnnData) -> np.ndarray:
         """Project every spot, spots × components float32."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,7 +100,7 @@ class SpotFeatures:
     familiar: FamiliarSections | None = None
     lattices: TrainingLattices | None = None
     domains: DomainMoments | None = None
-    names: Sequence[str] = ()
+    names: Sequence[str] = field(default_factory=list)
     weight_P: np.ndarray | None = None
 
     @property
@@ -337,6 +337,6 @@ def features_from_saved(values: Mapping[str, Any], arrays: Mapping[str, np.ndarr
         familiar,
         lattices,
         domains,
-        names=values.get("names", ()),
+        names=values.get("names", []),
         weight_P=arrays.get("features.weight_P"),
     )
