@@ -25,17 +25,14 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-from scaling import N_DOMAINS, N_FEATURES, make_section
-from torch.nn.utils import clip_grad_norm_
+from scaling import N_DOMAINS, N_FEATURES, make_section, training_call
 
-from strecur.engine import collate, make_fabric, predict
+from strecur.engine import make_fabric, predict
 from strecur.engine.cost import Workload, available_memory, matrix_rate, memory, operations
 from strecur.engine.devices import fast_bf16
-from strecur.engine.training import make_optimizer
-from strecur.models.fitting import TRAINING_DEFAULTS
 from strecur.models.network import build_network, resolve_backbone
 from strecur.nn import DomainHead, TRMConfig
-from strecur.options import Inference, Training
+from strecur.options import Inference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,21 +104,7 @@ def make_call(load: Workload, section: Section, fabric: Fabric) -> Callable[[], 
     if not load.training:
         inference = Inference(depth=load.recursion.n_steps, symmetric=False)
         return lambda: predict(network, [section], inference, keep_steps=False, fabric=fabric, progress=False)
-    training = Training(**TRAINING_DEFAULTS)
-    batch = collate([section], fabric.device, network.recursion.backbone)
-    generator = torch.Generator(fabric.device).manual_seed(0)
-    optimizer = make_optimizer(network, training)
-
-    def step() -> None:
-        carry = network.training_start(batch, load.recursion.n_steps, generator)
-        with fabric.autocast():
-            loss, _ = network.training_step(batch, carry, generator)
-        loss.backward()
-        clip_grad_norm_(network.parameters(), training.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return training_call(network, section, fabric, load.recursion.n_steps)
 
 
 def seconds_of(call: Callable[[], None], device: torch.device) -> float:

@@ -2,7 +2,8 @@
 
     python benchmarks/operations.py                     # a section of 3,600 spots, one thread
     python benchmarks/operations.py --spots 16000 --threads 2
-    python benchmarks/operations.py --whole-call        # tl.trm_domains by stage: features, linear baseline, network
+    python benchmarks/operations.py --whole-call        # tl.trm_domains by stage, and its seconds by outer steps
+    python benchmarks/operations.py --parts 8 --spots 8000  # eight sections beside one with as many spots
 
 Shares are of the processor time of one run. Seconds depend on what else the machine does, shares hardly.
 """
@@ -12,21 +13,21 @@ from __future__ import annotations
 import argparse
 import cProfile
 import logging
+import math
 import pstats
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-from scaling import make_network, make_section
-from torch.nn.utils import clip_grad_norm_
+from scaling import make_network, make_section, training_call
 from torch.profiler import ProfilerActivity, profile
 
 import strecur as st
-from strecur.engine import collate, make_fabric, predict
-from strecur.engine.training import make_optimizer
-from strecur.models.fitting import TRAINING_DEFAULTS
-from strecur.options import Inference, Training
+from strecur.engine import make_fabric, predict
+from strecur.options import Inference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,33 +51,22 @@ STAGES = {
     "novelty": ("domain.py", "rate_novelty"),
 }
 """File and function of each stage of a prediction."""
+DEPTHS, REPEATS = (2, 4, 8), 4
 
 
 def training_step(n_spots: int) -> Callable[[], None]:
     """Return a call of one outer step with gradient and update."""
-    network, batch = make_network("windowed", None), collate([make_section(n_spots, None)])
-    training, fabric = Training(**TRAINING_DEFAULTS), make_fabric("cpu", 1, None)
-    optimizer, generator = make_optimizer(network, training), torch.Generator().manual_seed(0)
+    return training_call(make_network("windowed", None), make_section(n_spots, None), make_fabric("cpu", 1, None))
+
+
+def prediction(n_spots: int, n_sections: int = 1) -> Callable[[], None]:
+    """Return a call of two outer steps over all views of one section, or of several with as many spots in all."""
+    network, fabric = make_network("windowed", None), make_fabric("cpu", 1, None)
+    part = make_section(n_spots // n_sections, None)
+    sections = [replace(part, name=f"section {i}") for i in range(n_sections)]
 
     def call() -> None:
-        carry = network.training_start(batch, 2, generator)
-        with fabric.autocast():
-            loss, _ = network.training_step(batch, carry, generator)
-        loss.backward()
-        clip_grad_norm_(network.parameters(), training.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return call
-
-
-def prediction(n_spots: int) -> Callable[[], None]:
-    """Return a call of two outer steps over all views."""
-    network, section = make_network("windowed", None), make_section(n_spots, None)
-    fabric = make_fabric("cpu", 1, None)
-
-    def call() -> None:
-        predict(network, [section], Inference(depth=2), keep_steps=False, fabric=fabric, progress=False)
+        predict(network, sections, Inference(depth=2), keep_steps=False, fabric=fabric, progress=False)
 
     return call
 
@@ -98,19 +88,36 @@ def shares(call: Callable[[], None]) -> pd.Series:
     return pd.concat([found, pd.Series({"seconds": total / 1e6})])
 
 
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return the seconds of the fastest of several calls."""
+    call()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
 def stages(n_spots: int) -> pd.Series:
-    """Return the share of a whole call of ``tl.trm_domains`` by stage, and its seconds."""
-    side = max(int(n_spots**0.5), 20)
-    adata = st.datasets.synthetic_sections(n_sections=1, n_rows=side, n_cols=2 * side)
+    """Return the share of a whole call of ``tl.trm_domains`` by stage, and its seconds by the number of outer steps."""
+    side = max(math.isqrt(n_spots), 20)
+    adata = st.datasets.synthetic_sections(n_sections=1, n_rows=side, n_cols=side)
     st.pp.to_grid(adata)
     model = st.tl.train_domains(adata, "domain", training={"max_epochs": 1})
-    st.tl.trm_domains(adata, model)
     run = cProfile.Profile()
+    st.tl.trm_domains(adata, model)
     run.runcall(st.tl.trm_domains, adata, model)
-    seconds = {(Path(file).name, name): spent for (file, _, name), (*_, spent, _) in pstats.Stats(run).stats.items()}
-    total = seconds["_domains.py", "trm_domains"]
-    found = {stage: seconds[key] / total for stage, key in STAGES.items()}
-    return pd.Series(found | {"all others": 1 - sum(found.values()), "seconds": total})
+    spent = {(Path(file).name, name): spent for (file, _, name), (*_, spent, _) in pstats.Stats(run).stats.items()}
+    total = spent["_domains.py", "trm_domains"]
+    found = {stage: spent[key] / total for stage, key in STAGES.items()}
+    found |= {"all others": 1 - sum(found.values()), "spots": adata.n_obs}
+    for depth in DEPTHS:
+        inference = {"depth": depth}
+        found[f"seconds, {depth} outer steps"] = seconds_of(
+            lambda i=inference: st.tl.trm_domains(adata, model, inference=i)
+        )
+    return pd.Series(found)
 
 
 def main() -> None:
@@ -118,11 +125,16 @@ def main() -> None:
     parser.add_argument("--spots", type=int, default=3600)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--whole-call", action="store_true")
+    parser.add_argument("--parts", type=int, help="time a prediction of this many sections with as many spots in all")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.getLogger("strecur").setLevel("ERROR")
     if options.whole_call:
         print(stages(options.spots).round(2).to_string())
+        return
+    if options.parts:
+        ratio = seconds_of(prediction(options.spots, options.parts)) / seconds_of(prediction(options.spots))
+        print(f"{options.parts} sections take {ratio:.2f} times as long as one of {options.spots:,} spots")
         return
     calls = {"training step": training_step, "prediction": prediction}
     print(pd.DataFrame({name: shares(make(options.spots)) for name, make in calls.items()}).round(2).to_string())

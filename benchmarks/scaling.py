@@ -48,6 +48,8 @@ from matplotlib import pyplot as plt
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lightning_fabric import Fabric
+
 SPOTS = (1_000, 4_000, 16_000, 64_000, 250_000, 500_000)
 GENES = (100, 300, 1_000, 3_000, 10_000, 20_000)
 BACKBONES = ("canvas", "dense", "windowed", "hierarchical")
@@ -114,6 +116,25 @@ def make_section(n_spots: int, n_genes: int | None) -> Section:
     return Section("section", torch.randn(n_spots, N_FEATURES, generator=generator), lattice, target)
 
 
+def training_call(network: SpotNetwork, section: Section, fabric: Fabric, n_steps: int = 2) -> Callable[[], None]:
+    """Return a call of one training step: an outer step with gradient and update."""
+    training = Training(**TRAINING_DEFAULTS)
+    batch = collate([section], fabric.device, network.recursion.backbone)
+    generator = torch.Generator(fabric.device).manual_seed(0)
+    optimizer = make_optimizer(network, training)
+
+    def call() -> None:
+        carry = network.training_start(batch, n_steps, generator)
+        with fabric.autocast():
+            loss, _ = network.training_step(batch, carry, generator)
+        loss.backward()
+        clip_grad_norm_(network.parameters(), training.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return call
+
+
 def run_case(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> dict[str, float]:
     """Time one training step (an outer step with gradient and update), or one prediction of all outer steps."""
     torch.manual_seed(0)
@@ -123,19 +144,7 @@ def run_case(backbone: str, n_spots: int, n_genes: int | None, phase: str) -> di
     network, section = make_network(backbone, n_genes), make_section(n_spots, n_genes)
     network.recursion.recompute = phase == SPARING
     if phase != "inference":
-        training = Training(**TRAINING_DEFAULTS)
-        batch, generator = collate([section]), torch.Generator().manual_seed(0)
-        optimizer = make_optimizer(network, training)
-
-        def call() -> None:
-            carry = network.training_start(batch, 2, generator)
-            with fabric.autocast():
-                loss, _ = network.training_step(batch, carry, generator)
-            loss.backward()
-            clip_grad_norm_(network.parameters(), training.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-
+        call = training_call(network, section, fabric)
     else:
         inference = Inference(depth=2, symmetric=False)
 

@@ -142,7 +142,7 @@ def test_what_is_missing_is_named(folder):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda f: f.__delitem__("img"), "no file of patches of HEST"),
+        (lambda f: f.__delitem__("img"), "pass the patches of HEST"),
         (lambda f: replaced(f, "barcode", [[b"0x0"]] * 18), "several patches of the spots"),
         (lambda f: replaced(f, "barcode", [[b"%d" % i] for i in range(18)]), "no barcode of"),
         (lambda f: replaced(f, "barcode", [[b"0x0"]]), "18 patches and 1 barcodes"),

@@ -160,3 +160,13 @@ def lattice_graph(
     # A third coordinate separates the sections.
     points = np.column_stack([positions, codes * 10.0])
     return radius_neighbors_graph(points, 1.01 * NEIGHBOUR_DISTANCE[layout], mode="connectivity")
+
+
+def principal_components(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first two principal components of rows (rows × 2) and their shares of the variance."""
+    from sklearn.decomposition import PCA
+
+    if np.ptp(values, axis=0).max() == 0:  # all rows are the same
+        return np.zeros((len(values), 2)), np.zeros(2)
+    pca = PCA(2, svd_solver="full")
+    return pca.fit_transform(values), pca.explained_variance_ratio_

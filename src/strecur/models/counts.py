@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from strecur._arguments import filled
-from strecur.engine import Answer, Prediction, predict
+from strecur.engine import Prediction, predict
 from strecur.nn import CountNetwork
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lightning_fabric import Fabric
 
-    from strecur.engine import Section
+    from strecur.engine import Answer, Section
     from strecur.nn import SpotNetwork
     from strecur.options import Inference
 
@@ -52,31 +52,11 @@ class Draws:
     spread_NG: np.ndarray
 
 
-def predict_values(
-    network: SpotNetwork,
-    sections: Sequence[Section],
-    inference: Inference,
-    *,
-    fabric: Fabric,
-    seed: int = 0,
-    keep_steps: bool = False,
-    keep_latents: int = 0,
-    progress: bool = False,
-) -> list[Answer]:
-    """Predict sections on the scale of the target; a network of counts generates them."""
-    answers = predict(
-        network,
-        sections,
-        inference,
-        seed=seed,
-        keep_steps=keep_steps,
-        keep_latents=keep_latents,
-        fabric=fabric,
-        progress=progress,
-    )
+def as_values(network: SpotNetwork, answer: Answer) -> Answer:
+    """Return an answer on the scale of the target; a network of counts generates them."""
     if not isinstance(network, CountNetwork):
-        return answers
-    return [replace(answer, restarts=tuple(as_counts(network, run) for run in answer.restarts)) for answer in answers]
+        return answer
+    return replace(answer, restarts=tuple(as_counts(network, run) for run in answer.restarts))
 
 
 def as_counts(network: CountNetwork, run: Prediction) -> CountPrediction:

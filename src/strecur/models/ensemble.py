@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from strecur.engine import Answer
-from strecur.models.counts import predict_values
+from strecur.engine import Answer, predict
+from strecur.models.counts import as_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lightning_fabric import Fabric
 
-    from strecur.engine import Section
+    from strecur.engine import Prediction, Section
     from strecur.nn import SpotNetwork
     from strecur.options import Inference
 
@@ -32,20 +32,18 @@ def predict_ensemble(
 
     Each network halts by itself.
     """
-    found = [
-        predict_values(
+    restarts: list[list[Prediction]] = [[] for _ in sections]
+    for network in networks:
+        answers = predict(
             network,
             sections,
             inference,
-            fabric=fabric,
             seed=seed,
             keep_steps=keep_steps,
             keep_latents=keep_latents,
+            fabric=fabric,
             progress=progress,
         )
-        for network in networks
-    ]
-    return [
-        Answer(section.name, tuple(run for answer in answers for run in answer))
-        for section, *answers in zip(sections, *found, strict=True)
-    ]
+        for own, answer in zip(restarts, answers, strict=True):
+            own.extend(as_values(network, answer).restarts)
+    return [Answer(section.name, tuple(own)) for section, own in zip(sections, restarts, strict=True)]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from strecur._anndata import open_table, require
+from strecur.metrics._structure import principal_components
 from strecur.pl._colors import BLUE, category_colors
 from strecur.pl._figure import add_legend, finish, make_panel, open_frame
 from strecur.pl._results import choose_sections, made_by, value_by_section
@@ -85,7 +86,7 @@ def slide_tokens(
     chosen = choose_sections(table, key, library_key=library_key, library_id=library_id)
     tokens = _read_tokens(table, key, chosen.names)
     groups = value_by_section(table, chosen, color)
-    place, share = _principal_components(tokens.to_numpy())
+    place, share = principal_components(tokens.to_numpy())
     colors = {"": BLUE} if color is None else category_colors(table, color, sorted(groups.unique()))
     panel = make_panel(ax, "one of all sections", (6, 4.5))
     x, y = place.T
@@ -112,13 +113,3 @@ def _read_tokens(table: AnnData, key: str, names: Sequence[str]) -> pd.DataFrame
         msg = f"there are tokens of {len(tokens)} of the sections {list(names)}; at least 2 are needed to compare them"
         raise ValueError(msg)
     return tokens
-
-
-def _principal_components(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first two components of rows, and the share of their variance."""
-    from sklearn.decomposition import PCA
-
-    pca = PCA(2, svd_solver="full")
-    if np.ptp(values, axis=0).max() == 0:  # the same in all sections
-        return np.zeros((len(values), 2)), np.zeros(2)
-    return pca.fit_transform(values), pca.explained_variance_ratio_

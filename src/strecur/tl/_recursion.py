@@ -14,6 +14,7 @@ from strecur._anndata import read_labels
 from strecur._arguments import check_several, check_whole, filled
 from strecur._settings import settings
 from strecur.engine.answers import RESIDUAL_WINDOW
+from strecur.metrics._structure import principal_components
 from strecur.models import DomainModel, ExpressionModel
 from strecur.nn import TRM
 from strecur.options import Inference
@@ -256,11 +257,9 @@ def predict_alone(
 
 def trajectories(answer: Answer) -> pd.DataFrame:
     """Return residual and position in the plane of the latents, one row per restart and step."""
-    from sklearn.decomposition import PCA
-
     residual_BD = np.stack([run.residual_D for run in answer.restarts])
     latents = np.concatenate([flat(filled(run.latents_DNE)) for run in answer.restarts])
-    plane = PCA(n_components=2, svd_solver="full").fit_transform(latents)
+    plane, _ = principal_components(latents)
     restart, step = (axis.ravel() for axis in np.indices(residual_BD.shape))
     return pd.DataFrame(
         {

@@ -224,7 +224,7 @@ def _data_set(file: Any, names: Sequence[str], path: Path) -> Any:
     """Return the data set that has one of these names."""
     found = next((name for name in names if name in file), None)
     if found is None:
-        msg = f"{path} has none of {list(names)}, but {list(file)}; it is no file of patches of HEST"
+        msg = f"{path} has none of {list(names)}, but {list(file)}; pass the patches of HEST"
         raise ValueError(msg)
     return file[found]
 
