@@ -28,6 +28,7 @@ ARCHITECTURES = {
     "feedforward": "feedforward",
     "trm, random starts": TRMConfig(sigma=(0.1, 0.1), damping=0.05, noise=0.01),  # Equilibrium Reasoners, but for sigma
     "trm, equilibrium": TRMConfig(n_steps=8, sigma=(1.0, 1.0), damping=0.1, noise=0.05),
+    "trm, equilibrium, damping 0.9": TRMConfig(n_steps=8, n_latent=1, sigma=(1.0, 1.0), damping=0.9, noise=0.05),
     "trm, equilibrium, strong damping": TRMConfig(n_steps=8, n_latent=1, sigma=(1.0, 1.0), damping=0.5, noise=0.05),
 }
 
