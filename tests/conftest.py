@@ -16,6 +16,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the notebooks, which take longest, so that no process waits for them at the end."""
+    items.sort(key=lambda item: "tutorials" not in item.keywords)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _distributions_are_read_once():
     """Fabric reads the metadata of all installed distributions whenever one is made; they stay the same."""

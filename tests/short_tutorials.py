@@ -8,7 +8,7 @@ import numpy as np
 
 import strecur as st
 
-N_SPOTS = {"dlpfc": 900, "her2st": 50}
+N_SPOTS = {"dlpfc": 900, "her2st": 50, "spleen_sample": 300}
 """Spots that are kept of each section."""
 
 
@@ -16,6 +16,7 @@ def shorten() -> None:
     """Replace data sets by parts of their sections, long trainings by one epoch, and the encoder by a simple one."""
     st.datasets.dlpfc = part_of(st.datasets.dlpfc, N_SPOTS["dlpfc"])
     st.datasets.her2st = part_of(st.datasets.her2st, N_SPOTS["her2st"])
+    st.datasets.spleen_sample = part_of(st.datasets.spleen_sample, N_SPOTS["spleen_sample"])
     st.tl.train_domains = one_epoch(st.tl.train_domains)
     st.pp.embed_patches = by_texture(st.pp.embed_patches)
 

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from short_tutorials import part_of
 
 import strecur as st
 from strecur import engine, nn
@@ -195,8 +196,9 @@ def test_names_that_do_not_exist_are_noticed(code):
 
 @pytest.mark.parametrize("page", ["docs/how-to/annotation.md", "docs/how-to/labels.md"])
 def test_pages_that_say_so_run_as_they_are(page, tmp_path, monkeypatch, caplog):
-    """Without a warning; trainings, which the pages leave at their default length, are short here."""
+    """Without a warning; trainings, which the pages leave at their default length, are short here, sections small."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(st.datasets, "spleen_sample", part_of(st.datasets.spleen_sample, 400))
     monkeypatch.setattr("strecur.models.domain_task.OPTIMIZER_STEPS", 8)
     monkeypatch.setattr("strecur.models.fitting.MIN_EPOCHS", 2)
     namespace = {}

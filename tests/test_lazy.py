@@ -85,8 +85,9 @@ def test_lattice_panel_training_and_plot_take_it(form, tmp_path):
         st.pp.to_grid(adata, library_key="section")
     np.testing.assert_array_equal(given.obsm["grid"], plain.obsm["grid"])
     st.pl.domains(given, "domain")
+    brief, features = {"max_epochs": 1}, {"n_genes": 20, "n_components": 4}
     models = [
-        st.tl.train_domains(adata, "domain", training={"max_epochs": 1}, features={"n_genes": 20, "n_components": 4})
+        st.tl.train_domains(adata, "domain", backbone=world.NETWORK["backbone"], training=brief, features=features)
         for adata in (plain, given)
     ]
     assert models[0].features.source.genes == models[1].features.source.genes

@@ -54,7 +54,7 @@ def done(_visium):
     options = {"encoder": MEANS, "patches": {"px": 80}, "library_key": "region", "views": 8}
     st.pp.embed_patches(sdata, images, **options, **where)
     genes = list(sdata["table"].var_names[:5])
-    expression = calls.train_expression(sdata, **RUN, **SMALL, **where, genes=genes, n_components=3)
+    expression = calls.train_expression(sdata, **RUN, **SMALL, **where, genes=genes, n_components=3, n_networks=1)
     calls.predict_expression(sdata, expression, **RUN, **where)
     return sdata, domains, expression
 

@@ -113,5 +113,6 @@ def test_expression_learns_in_tiles(sections):
     sections.obsm["X_patch"] = sections.obsm["spatial"].astype(np.float32)
     options = {k: v for k, v in QUICK.items() if k != "neighbours"} | {"backbone": SMALL["backbone"]}
     genes = list(sections.var_names[:4])
-    model = calls.train_expression(sections, library_key="section", genes=genes, tile=7, neighbours=(), **options)
+    options |= {"tile": 7, "neighbours": (), "n_networks": 1}
+    model = calls.train_expression(sections, library_key="section", genes=genes, **options)
     assert model.history["train_loss"].notna().all()
