@@ -325,7 +325,7 @@ VALID: dict[str, tuple[Callable, dict[str, object]]] = {
     "tl.predict_cohort": (section_files, {"model": calibrated, "folder": lambda: scratch() / "results"}),
     "tl.train_expression": (
         pair,
-        {**SECTIONS, **NETWORK, "n_components": 6, "neighbours": (9,), "genes": GENES, "max_epochs": 2, "n_networks": 1},
+        {**QUICK, "n_components": 6, "neighbours": (9,), "genes": GENES, "validation": None, "n_networks": 1},
     ),
     "tl.predict_expression": (new, {"model": lambda: deepcopy(_expression_calibrated()), **SECTIONS}),
     "tl.calibrate": (sections, {"model": domain_model, "label_key": "domain", **SECTIONS}),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from strecur.pp.image import decoding, tiff
+from strecur.pp.image import decoding, section_image, tiff
 from strecur.pp.image.colours import to_rgb
 from strecur.pp.image.decoding import open_image
 
@@ -52,6 +52,25 @@ def test_region_is_cut_where_asked():
     image = open_image(PIXELS, label="test")
     assert image.shape == (40, 60)
     np.testing.assert_array_equal(image.region(5, 7, 11, 13), PIXELS[5:16, 7:20])
+
+
+@pytest.mark.parametrize(("limit", "n_reads"), [(PIXELS.size, 1), (PIXELS.size - 1, 3)])
+def test_a_small_array_of_chunks_is_read_once_for_many_windows(monkeypatch, limit, n_reads):
+    da = pytest.importorskip("dask.array")
+    monkeypatch.setattr(section_image, "MAX_LOADED_VALUES", limit)
+    read = []
+
+    def chunk(block: np.ndarray) -> np.ndarray:
+        read.append(1)
+        return block
+
+    stored = da.from_array(PIXELS, chunks=-1).map_blocks(chunk, meta=PIXELS[:0])
+    opened = open_image(stored, label="test")
+    read.clear()
+    image = opened.loaded()
+    for row in (0, 5, 9):
+        np.testing.assert_array_equal(image.region(row, 7, 11, 13), PIXELS[row : row + 11, 7:20])
+    assert len(read) == n_reads
 
 
 @pytest.mark.parametrize(("row", "col"), [(-4, -6), (-4, 55), (35, -6), (35, 55)])

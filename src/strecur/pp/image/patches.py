@@ -209,8 +209,8 @@ def _embed_section(
         return
     views = result.views.shape[1]
     to_encode = 1 if model.orientation_free else views
-    with closing(job.source.open()) as image:
-        thumbnail = image.thumbnail()
+    with closing(job.source.open()) as opened:
+        thumbnail, image = opened.thumbnail(), opened.loaded()
         normalize = None
         if reference is not None:
             normalize = StainNormalizer(thumbnail, reference, label=f"the image of section {job.name!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 MAX_DECODED_PIXELS = 500_000_000
 """A JPEG or PNG is decoded whole (3 bytes per pixel); larger images have to be tiled TIFFs."""
+
+MAX_LOADED_VALUES = 100_000_000
+"""A level of chunks that has at most as many values is loaded before many windows are read from it."""
 
 ROUNDED = 0.01
 """Levels of a pyramid are rounded to whole pixels."""
@@ -71,6 +74,15 @@ class SectionImage:
         fine = (i for i in range(len(self.levels)) if self.downsample(i) <= factor * (1 + ROUNDED))
         return max(fine, key=self.downsample, default=0)
 
+    def loaded(self) -> SectionImage:
+        """Return the image with its small levels in memory; a window of an array of chunks costs a graph of tasks."""
+
+        def load(level: Any) -> Any:
+            is_small = hasattr(level, "compute") and level.size <= MAX_LOADED_VALUES
+            return self._values(level) if is_small else level
+
+        return replace(self, levels=tuple(map(load, self.levels)))
+
     def region(self, row: int, col: int, height: int, width: int, *, level: int = 0) -> np.ndarray:
         """Read a rectangle of a level as RGB uint8; pixels beyond the border are white."""
         out = np.full((height, width, 3), 255, dtype=np.uint8)
@@ -125,12 +137,15 @@ class SectionImage:
         window = [slice(top, bottom), slice(left, right)]
         if self.channel_axis is not None:
             window.insert(self.channel_axis, slice(None))
+        block = self._values(self.levels[level], tuple(window))
+        return block if self.channel_axis is None else np.moveaxis(block, self.channel_axis, -1)
+
+    def _values(self, level: Any, window: tuple[slice, ...] = ()) -> np.ndarray:
         try:
-            block = np.asarray(self.levels[level][tuple(window)])
+            return np.asarray(level[window])
         except (OSError, RuntimeError, SyntaxError, ValueError) as error:  # of Pillow, tifffile and imagecodecs
             msg = f"the image {self.label} is damaged or uses an unknown compression: {error}"
             raise OSError(msg) from error
-        return block if self.channel_axis is None else np.moveaxis(block, self.channel_axis, -1)
 
 
 def from_levels(
