@@ -21,7 +21,7 @@ from strecur.models.fitting import Lesson, Task, count_epochs, warn_if_behind
 from strecur.models.linear import LinearDomains, fit_linear_domains, is_sparse
 from strecur.models.network import build_network
 from strecur.models.novelty import fit_on_training
-from strecur.models.sections import Split, engine_sections, split_sections
+from strecur.models.sections import Split, engine_sections, smallest_sections, split_sections
 from strecur.models.smoothing import choose_smoothing, smooth_answers
 from strecur.nn import DomainHead
 from strecur.options import Inference
@@ -50,6 +50,9 @@ CROP = 4096
 
 OPTIMIZER_STEPS = 800
 """Optimizer steps at most, however many outer steps a visit has."""
+
+NEARLY = 0.95
+"""Share of the entropy of the domains; a frequent domain may be named everywhere by a network that tells rare ones."""
 
 FEW_SPOTS = 1200
 """With fewer annotated spots a network starts from the linear model; with more it learned better without."""
@@ -155,18 +158,19 @@ class DomainTask(Task):
         return judges.named({"log_likelihood": likelihood, "ari": ari})
 
     def has_collapsed(self, network: SpotNetwork, sections: Sequence[Section], depth: int, fabric: Fabric) -> bool:
-        """Return whether one domain is named everywhere, or the loss is that of the class frequencies."""
-        smallest = min(sections, key=lambda section: len(section.features_NF))
+        """Return whether the loss is that of the class frequencies, or nearly so and one domain is named everywhere."""
+        some = smallest_sections(sections)
         inference = Inference(depth=depth, symmetric=False)
-        (answer,) = predict(network, [smallest], inference, keep_steps=False, fabric=fabric, progress=False)
-        truth_N = targets([smallest])
-        known_N, proba_NC = truth_N >= 0, answer.best.output_DN[-1]
+        answers = predict(network, some, inference, keep_steps=False, fabric=fabric, progress=False)
+        truth_N, proba_NC = targets(some), np.concatenate([answer.best.output_DN[-1] for answer in answers])
+        known_N = truth_N >= 0
         if len(np.unique(truth_N[known_N])) < 2:  # nothing to tell apart
             return False
         share_C = np.bincount(truth_N[known_N], minlength=proba_NC.shape[1]) / known_N.sum()
         entropy = -(share_C[share_C > 0] * np.log(share_C[share_C > 0])).sum()
         loss = negative_log_likelihood(proba_NC[known_N], truth_N[known_N])
-        return bool(loss >= entropy or len(np.unique(proba_NC.argmax(axis=1))) == 1)
+        names_one = len(np.unique(proba_NC.argmax(axis=1))) == 1
+        return bool(loss >= entropy * (NEARLY if names_one else 1))
 
     def linear_model(self, lesson: Lesson, split: DomainSplit) -> Any:
         msg = "architecture='linear' is for expression; the linear model of domains comes with every network"

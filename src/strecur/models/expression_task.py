@@ -25,7 +25,7 @@ from strecur.models.genes import choose_genes, count_genes, only_counts
 from strecur.models.linear import choose_penalty, fit_linear_expression
 from strecur.models.network import build_network
 from strecur.models.novelty import fit_on_training
-from strecur.models.sections import Split, engine_sections, split_sections
+from strecur.models.sections import Split, engine_sections, smallest_sections, split_sections
 from strecur.models.targets import ExpressionTarget, counted_spots, fit_target, read_counts
 from strecur.nn import CountHead, CountNetwork, ExpressionHead, GenARConfig, PatchConfig
 from strecur.options import Inference
@@ -193,9 +193,9 @@ class ExpressionTask(Task):
 
     def has_collapsed(self, network: SpotNetwork, sections: Sequence[Section], depth: int, fabric: Fabric) -> bool:
         """Return whether the prediction hardly varies between spots, which the mean of each gene does not."""
-        smallest = min(sections, key=lambda section: len(section.features_NF))
-        (values_NG,) = run([network], [smallest], Inference(depth=depth, symmetric=False), fabric).values
-        (truth_NG,) = targets([smallest])
+        some = smallest_sections(sections)
+        values_NG = np.concatenate(run([network], some, Inference(depth=depth, symmetric=False), fabric).values)
+        truth_NG = np.concatenate(targets(some))
         known_N = ~np.isnan(truth_NG).any(axis=1)
         spread = values_NG[known_N].std(axis=0).mean()
         return bool(spread < CONSTANT * truth_NG[known_N].std(axis=0).mean())

@@ -33,6 +33,9 @@ BLOCKS_ALONG_SIDE = 6
 BLOCK_SHARE = 0.15
 """Share of the spots with a target that lie in validation blocks."""
 
+CHECKED_SPOTS = 5_000
+"""Spots by which a collapse is noticed: a single section may be of one domain throughout."""
+
 MIN_BLOCK_SPOTS = 25
 """With fewer spots in blocks, chance would choose."""
 
@@ -54,6 +57,13 @@ class Split:
     def taught_N(self) -> np.ndarray:
         """Positions of the spots of training sections that have a target."""
         return np.flatnonzero(self.in_training_N & self.known_N)
+
+
+def smallest_sections(sections: Sequence[Section]) -> list[Section]:
+    """Return the smallest sections that hold enough spots together to notice a collapse."""
+    by_size = sorted(sections, key=lambda section: len(section.features_NF))
+    before_S = np.cumsum([0, *(len(section.features_NF) for section in by_size)])[:-1]
+    return [section for section, before in zip(by_size, before_S, strict=True) if before < CHECKED_SPOTS]
 
 
 def split_sections(
