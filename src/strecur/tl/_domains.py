@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from strecur.tl._novelty import share_novel
 from strecur.tl._reasoning import describe_answers, residual_table, settling_steps, slide_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -241,38 +242,23 @@ def trm_domains(
     check_free(table, key_added, default="trm_domains")
     data = read_section_data(table, library_key)
     options = plan_inference(model, options, data.sizes(), data.grid.layout)
-    inputs = model.features.inputs(data)
-    sections = engine_sections(data, inputs)
-    answers = model.predict(sections, options, rng=rng)
+    found = ask_model(model, data, options, rng)
 
     params = {**recorded(options), "rng": rng, "library_key": find_library_key(table, library_key)}
-    params |= {"smoothing": model.smoothing, "temperature": model.temperature, "abstain": abstain}
-    params |= {"coverage": coverage, "novelty": novelty}
-    proba_DNC = data.join(model.answers(sections, options, answers), axis=1)
-    compared = [inputs.compared_NF[data.rows(name)] for name in data.names]
-    novelty_N = data.join(model.rate_novelty(sections, compared))
-    obs, obsm, by_section = label_spots(model, data, answers, proba_DNC, abstain=abstain)
-    obs["_novelty"] = novelty_N
-    if novelty is not None:
-        obs[""] = pd.Categorical.from_codes(np.where(novelty_N > novelty, UNLABELLED, obs[""].codes), model.labels)
-    network_N = data.join([answer.combined(filled(options.selection))[-1] for answer in answers]).argmax(axis=1)
-    linear_N = data.join(model.predict_linear(sections)).argmax(axis=1)
-    for name, label_N in (("_network", network_N), ("_linear", linear_N)):
-        obs[name] = pd.Categorical.from_codes(label_N, model.labels)
-    by_section.insert(1, "linear_agreement", data.means(proba_DNC[-1].argmax(axis=1) == linear_N))
-    by_section.insert(2, "novelty", inputs.novelty)
-    by_section.insert(3, "novel", share_novel(data, novelty_N))
+    params |= {"smoothing": model.smoothing, "temperature": model.temperature}
+    params |= {"abstain": abstain, "coverage": coverage, "novelty": novelty}
+    obs, obsm = label_spots(model, data, found, abstain=abstain, novelty=novelty)
+    if coverage is not None:
+        obsm["_set"] = label_sets(obsm["_proba"], filled(model.conformal_scores), coverage)
+        obs["_set_size"] = obsm["_set"].sum(axis=1)
     record = {
         "params": {name: value for name, value in params.items() if value is not None},
         "categories": model.labels,
         "model": model.id,
-        "sections": describe_answers(data, answers, options).join(by_section),
-        "residuals": residual_table(answers),
-        **slide_tokens(model, answers, data.names),
+        "sections": describe_answers(data, found.answers, options).join(describe_sections(data, found, obs)),
+        "residuals": residual_table(found.answers),
+        **slide_tokens(model, found.answers, data.names),
     }
-    if coverage is not None:
-        obsm["_set"] = label_sets(obsm["_proba"], filled(model.conformal_scores), coverage)
-        obs["_set_size"] = obsm["_set"].sum(axis=1)
     write(
         table,
         obs={f"{key_added}{name}": of_all_spots(data, values) for name, values in obs.items()},
@@ -282,39 +268,79 @@ def trm_domains(
     return table if copy else None
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a model says of some sections: restarts of the network, the answer, its parts, and what is strange."""
+
+    answers: list[Answer]
+    proba_DNC: np.ndarray
+    network_N: np.ndarray
+    linear_N: np.ndarray
+    novelty_N: np.ndarray
+    novelty_S: Sequence[float]
+
+
+def ask_model(model: DomainModel, data: SectionData, options: Inference, rng: int) -> Found:
+    """Run the network and the linear baseline, and rate how strange spots and sections are."""
+    inputs = model.features.inputs(data)
+    sections = engine_sections(data, inputs)
+    answers = model.predict(sections, options, rng=rng)
+    network_NC = data.join([answer.combined(filled(options.selection))[-1] for answer in answers])
+    compared = [inputs.compared_NF[data.rows(name)] for name in data.names]
+    return Found(
+        answers,
+        proba_DNC=data.join(model.answers(sections, options, answers), axis=1),
+        network_N=network_NC.argmax(axis=1),
+        linear_N=data.join(model.predict_linear(sections)).argmax(axis=1),
+        novelty_N=data.join(model.rate_novelty(sections, compared)),
+        novelty_S=inputs.novelty,
+    )
+
+
 def label_spots(
-    model: DomainModel,
-    data: SectionData,
-    answers: list[Answer],
-    proba_DNC: np.ndarray,
-    *,
-    abstain: float,
-) -> tuple[dict[str, Any], dict[str, np.ndarray], pd.DataFrame]:
-    """Return what is written in ``obs`` and ``obsm``, by suffix of the key, and columns of the table of sections."""
-    steps_ND = proba_DNC.argmax(axis=2).T.astype(np.int16)
-    proba_NC = temper(proba_DNC[-1], model.temperature)
+    model: DomainModel, data: SectionData, found: Found, *, abstain: float, novelty: float | None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return what is written in ``obs`` and ``obsm``, by suffix of the key."""
+    steps_ND = found.proba_DNC.argmax(axis=2).T.astype(np.int16)
+    proba_NC = temper(found.proba_DNC[-1], model.temperature)
     label_N, confidence_N = steps_ND[:, -1], proba_NC.max(axis=1)
+    withheld_N = confidence_N < abstain
+    if novelty is not None:
+        withheld_N |= found.novelty_N > novelty
+
+    def named(codes_N: np.ndarray) -> pd.Categorical:
+        return pd.Categorical.from_codes(codes_N, model.labels)
+
     obs = {
-        "": pd.Categorical.from_codes(np.where(confidence_N < abstain, UNLABELLED, label_N), model.labels),
+        "": named(np.where(withheld_N, UNLABELLED, label_N)),
         "_confidence": confidence_N,
         "_settling_step": settling_steps(steps_ND),
+        "_novelty": found.novelty_N,
+        "_network": named(found.network_N),
+        "_linear": named(found.linear_N),
     }
+    if len(found.answers[0].restarts) > 1:
+        agreement = [answer.agreement(label_N[data.rows(answer.section)]) for answer in found.answers]
+        obs["_agreement"] = data.join(agreement)
     obsm = {
         "_proba": proba_NC,
-        "_latent": data.join([answer.best.latent_ND for answer in answers]),
+        "_latent": data.join([answer.best.latent_ND for answer in found.answers]),
         "_steps": steps_ND,
     }
-    by_section = pd.DataFrame(
-        {
-            "mean_confidence": data.means(confidence_N),
-        },
-        index=pd.Index(data.names, name="section"),
-    )
-    if len(answers[0].restarts) > 1:
-        agreement = [answer.agreement(label_N[data.rows(answer.section)]) for answer in answers]
-        obs["_agreement"] = data.join(agreement)
-        by_section["disagreement"] = [answer.disagreement for answer in answers]
-    return obs, obsm, by_section
+    return obs, obsm
+
+
+def describe_sections(data: SectionData, found: Found, obs: Mapping[str, Any]) -> pd.DataFrame:
+    """Return confidence, agreement with the linear baseline and novelty of each section; warn of novel ones."""
+    columns = {
+        "mean_confidence": data.means(obs["_confidence"]),
+        "linear_agreement": data.means(found.proba_DNC[-1].argmax(axis=1) == found.linear_N),
+        "novelty": found.novelty_S,
+        "novel": share_novel(data, found.novelty_N),
+    }
+    if "_agreement" in obs:
+        columns["disagreement"] = [answer.disagreement for answer in found.answers]
+    return pd.DataFrame(columns, index=pd.Index(data.names, name="section"))
 
 
 def of_all_spots(data: SectionData, values: np.ndarray | pd.Categorical) -> np.ndarray | pd.Categorical:
