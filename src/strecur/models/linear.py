@@ -190,7 +190,8 @@ def fit_shrinkage(
 
     Returns
     -------
-    The factors, and the predictions of every spot shrunk by factors that were found without its group.
+    The factors, and the predictions of every spot shrunk by shares that were found without its group. The axes are
+    those of all spots.
     """
     mean_G, sd_G = target_NG.mean(axis=0), target_NG.std(axis=0)
     sd_G = np.where(sd_G > TINY, sd_G, 1).astype(np.float32)
