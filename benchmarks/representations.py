@@ -31,7 +31,7 @@ import strecur as st
 from strecur._anndata import read_section_data
 from strecur.models.expression_task import held_out_groups
 from strecur.models.features.spots import fit_image_features
-from strecur.models.linear import choose_penalty, fit_linear_expression, fit_shrinkage
+from strecur.models.linear import fit_linear_expression, tune_ridge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,10 +101,8 @@ def score(
     log_NG = np.log2(parts[0][:, genes].X.toarray() + 1)
     groups_N = held_out_groups(read_section_data(parts[0], None, use_rep="X_patch"), train)[seen_N]
     taught = features_NF[seen_N], log_NG[seen_N]
-    penalty, predicted_NG = choose_penalty(*taught, groups_N)
-    model = fit_linear_expression(*taught, penalty)
-    if shrink:
-        model = fit_shrinkage(predicted_NG, log_NG[seen_N], groups_N)[0].of(model)
+    ridge = tune_ridge(*taught, groups_N)
+    model = ridge.fit(*taught) if shrink else fit_linear_expression(*taught, ridge.penalty)
     found = st.metrics.expression_scores(log_NG[held_out_N], model.predict(features_NF[held_out_N]))
     return {name: found[name] for name in SCORES}
 

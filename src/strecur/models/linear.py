@@ -73,7 +73,7 @@ def fit_linear_domains(
 
 @dataclass(frozen=True)
 class LinearExpression:
-    """Ridge regression of every gene.
+    """Ridge regression of every gene, shrunk or not.
 
     Attributes
     ----------
@@ -223,3 +223,32 @@ def products(predicted_NG: np.ndarray, measured_NG: np.ndarray, axes_GK: np.ndar
     pairs = (along_NK * measured_NK, predicted_NG * measured_NG), (np.square(along_NK), np.square(predicted_NG))
     by_axis = [(along.sum(axis=0, dtype=float), whole.sum(dtype=float)) for along, whole in pairs]
     return np.array([[*along_K, max(whole - along_K.sum(), 0)] for along_K, whole in by_axis])
+
+
+@dataclass(frozen=True)
+class TunedRidge:
+    """Ridge regression whose penalty and shrinkage were found on groups of spots that were held out.
+
+    Attributes
+    ----------
+    penalty
+        Penalty of the regression.
+    shrinkage
+        How its predictions are shrunk.
+    held_out_NG
+        Shrunk predictions of every spot without its group.
+    """
+
+    penalty: float
+    shrinkage: AxisShrinkage
+    held_out_NG: np.ndarray
+
+    def fit(self, features_NF: np.ndarray, target_NG: np.ndarray) -> LinearExpression:
+        """Fit on all of some spots."""
+        return self.shrinkage.of(fit_linear_expression(features_NF, target_NG, self.penalty))
+
+
+def tune_ridge(features_NF: np.ndarray, target_NG: np.ndarray, groups_N: np.ndarray, rng: int = 0) -> TunedRidge:
+    """Find penalty and shrinkage of ridge regression; arguments as in :func:`choose_penalty`, and a seed."""
+    penalty, predicted_NG = choose_penalty(features_NF, target_NG, groups_N)
+    return TunedRidge(penalty, *fit_shrinkage(predicted_NG, target_NG, groups_N, rng))
