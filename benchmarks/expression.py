@@ -159,7 +159,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 def compare_seeds(table: pd.DataFrame, baseline: str = "ridge + neighbours") -> pd.DataFrame:
     """Return the PCC-300 of the networks over seeds, and the least that any of them gains on the baseline, by section.
 
-    ``table`` holds the scores of one data set. Without a baseline or networks in it, the result is empty.
+    ``table`` holds the scores of one data set. Without the baseline in it, gains are NaN.
     """
     reference = table[table["method"] == baseline].groupby("test")["pcc_300"].first()
     seeded = table[table["method"].str.partition(",")[0].isin(METHODS[3:])]
