@@ -56,7 +56,7 @@ class LinearExpressionModel:
     features
         From the embedding of the patches to the input of the model, fitted on the training sections.
     baseline
-        Ridge regression on these features.
+        Ridge regression on these features, shrunk along axes of expression that they do not predict.
     reliability
         How well each gene is predicted on spots that were held out, indexed by gene. Correlation of prediction and
         measurement over the spots of a section: ``pcc`` of the answer and ``pcc_network`` of the network, on the

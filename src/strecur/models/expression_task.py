@@ -22,7 +22,7 @@ from strecur.models.features.spots import average, fit_image_features
 from strecur.models.fitting import Lesson, Task, count_epochs, warn_if_behind
 from strecur.models.gene_order import order_genes
 from strecur.models.genes import choose_genes, count_genes, only_counts
-from strecur.models.linear import choose_penalty, fit_linear_expression
+from strecur.models.linear import tune_ridge
 from strecur.models.network import build_network
 from strecur.models.novelty import fit_on_training
 from strecur.models.sections import Split, engine_sections, smallest_sections, split_sections
@@ -158,16 +158,14 @@ class ExpressionTask(Task):
         log_NG = scale.log2(target_NG[taught])
         groups_N = held_out_groups(data, split.training)[taught]
         columns_NF = inputs.averaged_NF[taught]
-        penalty, held_out_NG = choose_penalty(columns_NF, log_NG, groups_N)
-        baseline, outside_N = fit_linear_expression(columns_NF, log_NG, penalty), ~split.in_block_N[taught]
-        judged = baseline
-        if not outside_N.all():
-            judged = fit_linear_expression(columns_NF[outside_N], log_NG[outside_N], penalty)
-        reliability = rate_genes(genes, log_NG, held_out_NG, data.sections.codes[taught])
+        ridge = tune_ridge(columns_NF, log_NG, groups_N, rng)
+        baseline, outside_N = ridge.fit(columns_NF, log_NG), ~split.in_block_N[taught]
+        judged = baseline if outside_N.all() else ridge.fit(columns_NF[outside_N], log_NG[outside_N])
+        reliability = rate_genes(genes, log_NG, ridge.held_out_NG, data.sections.codes[taught])
         sizes, learned_N = features.neighbours, np.where(split.known_N, 0, -1)
         novelty = fit_on_training(inputs.compared_NF, features.width, sizes, data, split.training, learned_N)
         parts = features, inputs, target_NG, baseline, judged, novelty
-        return ExpressionLesson(*parts, scale, log_NG, held_out_NG, taught, reliability)
+        return ExpressionLesson(*parts, scale, log_NG, ridge.held_out_NG, taught, reliability)
 
     def build(
         self, lesson: ExpressionLesson, split: Split, recipe: Recipe, rng: int
