@@ -241,6 +241,8 @@ PRESETS = {
     "small": {
         "sudoku": SMALL,
         "maze 7": SMALL_MAZE,
+        # states of late steps are trained too, so that an answer that was found is kept
+        "maze 7, 16 steps": replace(SMALL_MAZE, n_steps=16, training=replace(SMALL.training, max_epochs=2)),
         "maze 9": replace(SMALL_MAZE, puzzles=Mazes(side=9), training=replace(SMALL.training, max_epochs=2)),
     },
     # as in TRM and Equilibrium Reasoners, except for stablemax loss, halting in training and constant learning rate
