@@ -4,7 +4,9 @@
 
 The network, its loss and its optimisation are those of ``GenARConfig.paper()``, except for the spots per optimizer step
 (``--spots``, 256 in the paper), which is what a CPU can afford. The loss is compared with that of the frequencies of
-counts in the training sections, which know no spot: a network that learns falls below it.
+counts in the training sections, which know no spot. In training a scale sees the true tokens of the coarser ones, so
+that a low loss does not mean good predictions; these are scored on the section held out, beside ridge regression on
+single patches (features of GenAR have the default means over neighbours).
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def train_network(train: ad.AnnData, genes: list[str], options: argparse.Namespa
 
 
 def scores_of(train: ad.AnnData, test: ad.AnnData, model: Any) -> pd.DataFrame:
-    """Score the mean of the network, and ridge regression on the same single patches."""
+    """Score the mean of the network, and ridge regression on single patches."""
     counts, known = (part[:, model.genes].X.toarray() for part in (test, train))
     st.tl.predict_expression(test, model)
     ridge = st.tl.train_expression(train, genes=model.genes, architecture="linear", features={"neighbours": ()})

@@ -27,9 +27,11 @@ def draw(table: pd.DataFrame, trained_passes: Mapping[str, int], path: Path) -> 
     puzzles = list(table["puzzle"].unique())
     size = (4.4 * len(puzzles), 3.6)
     figure, axes = plt.subplots(1, len(puzzles), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    colors = dict(zip(table["method"].unique(), plt.cm.tab10.colors, strict=False))
     for ax, puzzle in zip(axes[0], puzzles, strict=True):
         own = table[table["puzzle"] == puzzle]
-        for color, (method, rows) in zip(plt.cm.tab10.colors, own.groupby("method", sort=False), strict=False):
+        for method, rows in own.groupby("method", sort=False):
+            color = colors[method]
             exact = rows.groupby("layer_passes")["exact"]
             mean = exact.mean()
             ax.fill_between(mean.index, exact.min(), exact.max(), color=color, alpha=0.2, lw=0)
