@@ -77,11 +77,9 @@ def by_tenth(curve: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(curve: pd.DataFrame, path: Path) -> None:
-    """Plot the loss of every pass over the sections, its running mean, and the loss of the frequencies."""
+    """Plot the loss of every pass over the sections, and that of the frequencies."""
     figure, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    ax.plot(curve["optimizer_steps"], curve["train_loss"], ".", ms=4, color="tab:blue", alpha=0.4, label="three steps")
-    smooth = curve["train_loss"].rolling(9, center=True, min_periods=3).mean()
-    ax.plot(curve["optimizer_steps"], smooth, color="tab:blue", label="running mean")
+    ax.plot(curve["optimizer_steps"], curve["train_loss"], ".-", color="tab:blue", label="mean of a pass")
     ax.axhline(curve["loss_of_frequencies"].iloc[0], color="grey", ls="--", label="frequencies of counts")
     ax.set(xlabel="optimizer steps", ylabel="training loss", title="GenAR, as published")
     ax.legend(fontsize=8)
