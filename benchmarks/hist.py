@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from expression import choose_panel, is_done, read_sections
@@ -151,6 +152,30 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     return found.sort_values(SCORES[0], ascending=False).round(3)
 
 
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Plot pooled R² and PCC of the rows as differences from the whole network, one dot per fold and seed."""
+    run = ["test", "seed"]
+    whole = table[table["row"] == "HiST"].set_index(run)[SCORES]
+    rows = table[table["row"] != "HiST"].join(whole, on=run, rsuffix="_whole").dropna(subset="r2_pooled_whole")
+    if rows.empty:
+        return
+    panels = {"r2_pooled": "pooled R²", "pcc_all": "PCC, mean of genes"}
+    differences = {score: rows[score] - rows[f"{score}_whole"] for score in panels}
+    order = differences["pcc_all"].groupby(rows["row"]).mean().sort_values().index
+    figure, axes = plt.subplots(1, 2, figsize=(8, 0.6 + 0.28 * len(order)), sharey=True, layout="constrained")
+    for ax, (score, label) in zip(axes, panels.items(), strict=True):
+        for fold, own in rows.groupby("test"):
+            ax.plot(differences[score][own.index], order.get_indexer(own["row"]), "o", ms=4, alpha=0.7, label=fold)
+        ax.plot(differences[score].groupby(rows["row"]).mean()[order], range(len(order)), "k|", ms=11)
+        ax.axvline(0, color="grey", lw=1)
+        ax.set(xlabel=f"{label}, difference from HiST")
+        ax.locator_params(axis="x", nbins=5)
+    axes[0].set_yticks(range(len(order)), labels=order)
+    axes[0].legend(title="held out", fontsize=7, title_fontsize=7)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -209,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(rows[["test", "seed", "row", *SCORES]].round(3).to_string(index=False), flush=True)
     own = done[(done[list(common)].astype(str) == pd.Series(common).astype(str)).all(axis=1)]
     print(summarise(own).to_string())
+    draw(own, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -189,7 +189,9 @@ class Preset:
             config = replace(config, sigma=(1.0, 1.0), damping=0.05, noise=0.01)
         return config
 
-    def make_network(self, method: str, seed: int) -> SpotNetwork:
+    def make_network(
+        self, method: str, seed: int, *, kind: type[SpotNetwork] = SpotNetwork, halting: str | None = None
+    ) -> SpotNetwork:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             head = head_of(method)(self.width, self.puzzles.n_answers, label_smoothing=0.0)
@@ -198,7 +200,7 @@ class Preset:
             if method.endswith("run"):
                 shrink_branches(backbone, DEEP_GAIN)
             recursion = self.recursion(method).build(backbone)
-            return SpotNetwork(self.puzzles.n_symbols, recursion, head, halting=None)
+            return kind(self.puzzles.n_symbols, recursion, head, halting=halting)
 
     def steps_of(self, method: str) -> int:
         """Return the outer steps of a visit of a batch; a method without deep supervision has one."""
@@ -239,6 +241,8 @@ PRESETS = {
     "small": {
         "sudoku": SMALL,
         "maze 7": SMALL_MAZE,
+        # states of late steps are trained too, so that an answer that was found is kept
+        "maze 7, 16 steps": replace(SMALL_MAZE, n_steps=16, training=replace(SMALL.training, max_epochs=2)),
         "maze 9": replace(SMALL_MAZE, puzzles=Mazes(side=9), training=replace(SMALL.training, max_epochs=2)),
     },
     # as in TRM and Equilibrium Reasoners, except for stablemax loss, halting in training and constant learning rate

@@ -87,7 +87,10 @@ class Mazes:
 
 @dataclass(frozen=True)
 class Sudokus:
-    """Sudokus with a unique solution and boxes of ``box`` (rows, columns). Symbol 0 is an empty cell."""
+    """Sudokus with a unique solution and boxes of ``box`` (rows, columns). Symbol 0 is an empty cell.
+
+    Drawn puzzles have at least ``n_clues`` clues; those of a table are given random cells until they have as many.
+    """
 
     box: tuple[int, int] = (2, 3)
     n_clues: int = 12
@@ -120,10 +123,14 @@ class Sudokus:
         """Draw puzzles from a table with columns ``question`` (a dot is an empty cell) and ``answer``."""
         table = pd.read_csv(path, usecols=["question", "answer"], dtype=str)
         chosen = table.iloc[rng.choice(len(table), n, replace=False)]
-        return [
-            self.section(f"{i}", [int(c) for c in question.replace(".", "0")], [int(c) for c in answer])
-            for i, question, answer in chosen.itertuples()
-        ]
+        sections = []
+        for i, question, answer in chosen.itertuples():
+            clues, solution = np.array([*question.replace(".", "0")], int), np.array([*answer], int)
+            empty = rng.permutation(np.flatnonzero(clues == 0))
+            given = empty[: max(self.n_clues - np.count_nonzero(clues), 0)]
+            clues[given] = solution[given]
+            sections.append(self.section(f"{i}", clues.tolist(), solution.tolist()))
+        return sections
 
     def section(self, name: str, clues: list[int], solution: list[int]) -> Section:
         symbols, answers = (np.array(values).reshape(self.side, self.side) for values in (clues, solution))

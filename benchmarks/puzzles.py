@@ -3,6 +3,7 @@
     python benchmarks/puzzles.py                      # generated 6x6 Sudokus and mazes, on a CPU
     python benchmarks/puzzles.py --preset paper --data ../shared/data/sudoku/sudoku17.csv.gz   # as published, on a GPU
     python benchmarks/puzzles.py --preset paper --dry-run   # only count the parameters
+    python benchmarks/puzzles.py --seeds 1 2 --single   # without restarts, in half the time
     python benchmarks/puzzles.py --puzzles sudoku --methods trm "trm, single z" "trm, no EMA"   # table 1 of TRM
     python benchmarks/puzzles.py --puzzles sudoku --grid 1x1 1x2 2x2 3x2   # deep cycles × latent updates
 
@@ -20,10 +21,10 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from puzzle_figures import SELECTIONS, draw, draw_breadth, draw_variants
 from puzzle_networks import METHODS, PRESETS
 from puzzle_sections import as_section
 
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
     from strecur.engine import Section
     from strecur.nn import SpotNetwork
-
-SELECTIONS = ("mean", "vote", "converged")
 
 
 def make_puzzles(preset: Preset, data: Path | None, kept: Path) -> tuple[list[Section], list[Section]]:
@@ -116,7 +115,7 @@ def evaluate(
     plain = Inference(depth=max(depths), symmetric=False, slots=256)
     found = predict(network, sections, plain, fabric=fabric, progress=False)
     rows = [{"depth": d, "breadth": 1, "selection": "-"} | score(found, sections, d, "mean") for d in depths]
-    if not isinstance(network.recursion, TRM):
+    if not breadths or not isinstance(network.recursion, TRM):
         return rows
     found = predict(network, sections, replace(plain, breadth=max(breadths)), fabric=fabric, progress=False)
     for depth in depths:
@@ -166,34 +165,6 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     return found.sort_index(axis=1).round(3)
 
 
-def draw(table: pd.DataFrame, trained_passes: dict[str, int], path: Path) -> None:
-    """Plot exact accuracy of single runs against layer passes, and of several restarts of the longest runs."""
-    puzzles = list(table["puzzle"].unique())
-    size = (5 * len(puzzles), 8)
-    figure, axes = plt.subplots(2, len(puzzles), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for (by_depth, by_breadth), puzzle in zip(axes.T, puzzles, strict=True):
-        own = table[table["puzzle"] == puzzle]
-        for color, (method, rows) in zip(plt.cm.tab10.colors, own.groupby("method", sort=False), strict=False):
-            single = rows[rows["selection"] == "-"].groupby("layer_passes")["exact"].mean()
-            by_depth.plot(single.index, single, "o-", color=color, label=method)
-            longest = rows[rows["depth"] == rows["depth"].max()]
-            for style, selection in zip((":", "--", "-"), SELECTIONS, strict=True):
-                line = longest[longest["selection"].isin(["one", selection])].groupby("breadth")["exact"].mean()
-                if len(line):
-                    by_breadth.plot(line.index, line, "o", ls=style, color=color, label=f"{method}: {selection}")
-        by_depth.axvline(trained_passes[puzzle], color="grey", lw=1, ls=":")
-        by_depth.set(title=puzzle, xlabel="layer passes (dotted: TRM in training)", xscale="log")
-        by_breadth.set(xlabel=f"random starts ({own['depth'].max()} outer steps)", xscale="log")
-        by_breadth.set_xticks(sorted(own["breadth"].unique()))
-        by_breadth.xaxis.set_major_formatter("{x:.0f}")
-        by_breadth.minorticks_off()
-        for ax in (by_depth, by_breadth):
-            ax.set(ylabel="puzzles solved", ylim=(-0.03, 1.03))
-            if ax.get_legend_handles_labels()[0]:
-                ax.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
-
-
 def read_size(text: str) -> str:
     """Return the method of a point of the grid, written as ``3x6``."""
     n_deep, n_latent = map(int, text.split("x"))
@@ -211,6 +182,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="by default all of the preset")
     parser.add_argument("--grid", nargs="+", type=read_size, metavar="TxN", help="deep cycles × latent updates of TRM")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--single", action="store_true", help="evaluate without restarts from random starts")
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--dry-run", action="store_true", help="build the networks and count their parameters only")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/puzzles.csv"))
@@ -225,6 +197,8 @@ def main() -> None:
     presets = {name: PRESETS[options.preset][name] for name in options.puzzles or PRESETS[options.preset]}
     if options.backbone:
         presets = {name: replace(preset, backbone=options.backbone) for name, preset in presets.items()}
+    if options.single:
+        presets = {name: replace(preset, breadths=()) for name, preset in presets.items()}
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
     fabric = make_fabric("auto", 1, options.precision)
     for puzzle, preset in presets.items():
@@ -250,6 +224,9 @@ def main() -> None:
         print(summarise(own).to_string())
         trained = {puzzle: preset.n_layer_passes("trm") * preset.n_steps for puzzle, preset in presets.items()}
         draw(own, trained, options.out.with_suffix(".png"))
+        draw_breadth(own, options.out.with_name(f"{options.out.stem}_breadth.png"))
+        steps = {puzzle: preset.n_steps for puzzle, preset in presets.items()}
+        draw_variants(own, steps, options.out.with_name(f"{options.out.stem}_variants.png"))
 
 
 if __name__ == "__main__":

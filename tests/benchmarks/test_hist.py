@@ -89,3 +89,23 @@ def test_folds_and_options_that_cannot_be(tmp_path):
     for wrong in (["--data", "x"], ["--hest", "x", "--stain", "A1"], ["--sections", "S1"]):
         with pytest.raises(SystemExit):
             hist.parse_options(wrong)
+
+
+def test_the_figure_shows_differences_from_the_network_of_the_same_fold_and_seed(tmp_path, monkeypatch):
+    rows = [
+        {"test": test, "seed": seed, "row": row, "r2_pooled": level + gain, "pcc_all": level - gain}
+        for test, seed, level in (("C3", 0, 0.3), ("C3", 1, 0.5), ("C2", 0, 0.7))
+        for row, gain in (("HiST", 0.0), ("RoPE", 0.1), ("no augmentation", 0.2))
+    ]
+    rows.append({"test": "C2", "seed": 9, "row": "RoPE", "r2_pooled": 9.0, "pcc_all": 9.0})  # nothing to compare with
+    table = pd.DataFrame(rows).reindex(columns=["test", "seed", "row", *hist.SCORES])
+    kept = []
+    monkeypatch.setattr(hist.plt, "close", kept.append)
+    hist.draw(table, tmp_path / "figure.png")
+    by_score = kept[0].axes
+    assert [label.get_text() for label in by_score[0].get_yticklabels()] == ["no augmentation", "RoPE"]
+    for ax, sign in zip(by_score, (1, -1), strict=True):
+        dots = np.concatenate([line.get_xydata() for line in ax.lines[:2]])
+        assert len(dots) == 6
+        np.testing.assert_allclose(dots[dots[:, 1] == 0, 0], sign * 0.2)
+        np.testing.assert_allclose(dots[dots[:, 1] == 1, 0], sign * 0.1)
