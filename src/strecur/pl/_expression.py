@@ -282,7 +282,8 @@ def _draw_unreliable(ax: Axes, ranked: pd.Series, reliability: Reliability) -> p
     """Draw a grey dot on the curve for every gene of low reliability; return these genes."""
     is_low = reliability.is_low(ranked.index)
     if is_low.any():
-        label = f"{reliability.name} below {settings.min_reliability:g}, {is_low.sum()} genes"
+        n_low = is_low.sum()
+        label = f"{reliability.name} below {settings.min_reliability:g}, {n_low} gene{'' if n_low == 1 else 's'}"
         ax.scatter(np.flatnonzero(is_low) + 1, ranked[is_low], s=16, color=MUTED, zorder=3, label=label)
     return ranked.index[is_low]
 
