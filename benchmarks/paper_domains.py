@@ -12,18 +12,18 @@ are trained with the optimisation of ``presets.paper_domains``:
 - ``feedforward, 42 layers``: one call of as many layers as one outer step passes.
 
 All of them are trained for as many optimizer steps as the recursive model (``equal = "steps"``), and again for as many
-seconds (``equal = "time"``). Features are the components of single spots that are not standardised, as in the paper
-(``components``), or the default features of the package (``neighbours``). Scores are the adjusted Rand index of the
-network alone, without smoothing and after smoothing over seven spots, and of the linear model on the same features.
-There is no score for a network that learned nothing by half of its training. Rows that are already in the table are not
-computed again.
+CPU seconds (``equal = "time"``), by the seconds that the first training took for each step. Features are the components
+of single spots that are not standardised, as in the paper (``components``), or the default features of the package
+(``neighbours``). Scores are the adjusted Rand index of the network alone, without smoothing and after smoothing over
+seven spots, and of the linear model on the same features. There is no score for a network that learned nothing by half
+of its training. Rows that are already in the table are not computed again.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +37,15 @@ from strecur.nn import DenseConfig, FeedforwardConfig, UniversalConfig, Windowed
 
 if TYPE_CHECKING:
     import anndata as ad
+    import torch
+
+    from strecur.engine import Augmentation, Section
 
 PAPER = st.presets.paper_domains()
 CALLS = PAPER.architecture.n_calls
 FEATURES: dict[str, dict[str, Any]] = {"components": {"neighbours": (), "standardise": False}, "neighbours": {}}
 BACKBONES = {"dense": DenseConfig, "windowed": WindowedConfig}
 KEYS = ["data", "features", "backbone", "method", "equal", "steps", "test", "seed"]
-MANY = 1_000_000
-"""More optimizer steps than any time limit allows."""
 
 
 def methods(backbone: DenseConfig | WindowedConfig) -> dict[str, st.presets.Preset]:
@@ -62,20 +63,36 @@ def methods(backbone: DenseConfig | WindowedConfig) -> dict[str, st.presets.Pres
     }
 
 
+@dataclass
+class Timed:
+    """An augmentation that remembers when a section was visited first, in CPU seconds of this process."""
+
+    augmentation: Augmentation
+    first: float | None = None
+
+    def __call__(self, section: Section, generator: torch.Generator) -> Section:
+        self.first = time.process_time() if self.first is None else self.first
+        return self.augmentation(section, generator)
+
+
 def measure(
-    adata: ad.AnnData, test: str, seed: int, system: st.presets.Preset, options: dict[str, Any], limits: dict[str, Any]
+    adata: ad.AnnData, run: dict[str, Any], system: st.presets.Preset, steps: int, size_factor_key: str | None
 ) -> dict[str, float]:
-    """Train a system without one section; return its scores there and the seconds of the training."""
-    in_test = (adata.obs["section"] == test).to_numpy()
-    held_out, truth = adata[in_test].copy(), adata.obs.loc[in_test, "domain"]
-    start = time.perf_counter()
+    """Train a system without one section; return its scores there, and the steps and seconds of the training."""
+    in_test = (adata.obs["section"] == run["test"]).to_numpy()
+    train, held_out, truth = adata[~in_test].copy(), adata[in_test].copy(), adata.obs.loc[in_test, "domain"]
+    per_epoch = train.obs["section"].nunique() * system.architecture.n_steps
+    augmentation = Timed(system.training["augmentation"])
+    limits = {"max_epochs": max(round(steps / per_epoch), 1), "validation": None, "augmentation": augmentation}
+    features = {**FEATURES[run["features"]], "size_factor_key": size_factor_key}
+    row: dict[str, float] = {"trained": limits["max_epochs"] * per_epoch, "ari": np.nan}
     try:
         model = st.tl.train_domains(
-            adata[~in_test].copy(), "domain", architecture=system, training=limits, rng=seed, **options
+            train, "domain", architecture=system, features=features, training=limits, rng=run["seed"]
         )
     except TrainingCollapseError:
-        return {"seconds": time.perf_counter() - start, "ari": np.nan}
-    row: dict[str, float] = {"seconds": time.perf_counter() - start, "epochs": len(model.history)}
+        return row | {"trained": row["trained"] / 2, "seconds": time.process_time() - augmentation.first}
+    row["seconds"] = time.process_time() - augmentation.first
     for name, spots in (("ari", 1), ("ari_smoothed", 7)):
         model.smoothing = spots
         st.tl.trm_domains(held_out, model, inference={"blend": 1.0})
@@ -86,23 +103,20 @@ def measure(
 
 def compare(adata: ad.AnnData, table: pd.DataFrame, run: dict[str, Any], options: argparse.Namespace) -> pd.DataFrame:
     """Add the rows of one section, seed, backbone and kind of features to the table; the recursive model is first."""
-    n_training = adata.obs["section"].nunique() - 1
-    seconds = 0.0
-    for method, system in methods(BACKBONES[run["backbone"]]()).items():
-        for equal in options.equal if method != "trm" else ["steps"]:
+    pace: dict[str, float] = {}  # CPU seconds of an optimizer step
+    systems = methods(BACKBONES[run["backbone"]]())
+    for method in options.methods:
+        for equal in ["steps"] if options.steps_only or method == "trm" else ["steps", "time"]:
             key = {**run, "method": method, "equal": equal, "steps": options.steps}
             row = find(table, key)
             if row is None:
-                visits = (options.steps if equal == "steps" else MANY) / system.architecture.n_steps
-                limits = {"max_epochs": max(round(visits / n_training), 1), "validation": None}
-                limits |= {"max_minutes": seconds / 60} if equal == "time" else {}
-                features = {**FEATURES[run["features"]], "size_factor_key": options.size_factor_key}
-                row = key | measure(adata, run["test"], run["seed"], system, {"features": features}, limits)
+                steps = options.steps if equal == "steps" else round(options.steps * pace["trm"] / pace[method])
+                row = key | measure(adata, run, systems[method], steps, options.size_factor_key)
                 table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 table.to_csv(options.out, index=False)
                 print({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()}, flush=True)
-            seconds = row["seconds"] if method == "trm" else seconds
+            pace.setdefault(method, row["seconds"] / row["trained"])
     return table
 
 
@@ -118,7 +132,8 @@ def main() -> None:
     parser.add_argument("--size-factor-key")
     parser.add_argument("--features", nargs="+", default=list(FEATURES), choices=FEATURES)
     parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), choices=BACKBONES)
-    parser.add_argument("--equal", nargs="+", default=["steps", "time"], choices=["steps", "time"])
+    parser.add_argument("--methods", nargs="+", default=list(methods(DenseConfig())), help="the first has to be trm")
+    parser.add_argument("--steps-only", action="store_true", help="leave out the trainings of equal time")
     parser.add_argument("--steps", type=int, default=800, help="optimizer steps of the recursive model")
     parser.add_argument("--test", nargs="+", help="sections to hold out; by default each in turn")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

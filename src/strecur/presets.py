@@ -90,8 +90,9 @@ def paper_domains() -> Preset:
 
     Two layers of width 192 attend over whole sections, with six updates of the latent, three blocks per outer step and
     eight outer steps: 896,065 parameters for 50 components and seven domains. AdamW at 1e-4 with a warm-up of 200
-    steps, weight decay 0.1, and a moving average of 0.999. As in TRM :cite:p:`trm`, sections stand at different outer
-    steps (eight slots). The features of the paper are single spots that are not standardised by section:
+    steps, weight decay 0.1, and a moving average of 0.999, which trainings of fewer than 10,000 optimizer steps shorten
+    to a tenth of their length. As in TRM :cite:p:`trm`, sections stand at different outer steps (eight slots). The
+    features of the paper are single spots that are not standardised by section:
     ``features={"neighbours": (), "standardise": False}``.
 
     Returns

@@ -34,12 +34,36 @@ def test_its_options_are_those_of_the_paper_unless_the_caller_gives_others(secti
         sections, "domain", architecture=preset, features=features, training={"warmup": 5, "validation": None}
     )
     training = seen["training"]
-    assert (training.slots, training.learning_rate, training.weight_decay, training.ema) == (8, 1e-4, 0.1, 0.999)
+    assert (training.slots, training.learning_rate, training.weight_decay) == (8, 1e-4, 0.1)
     assert (training.warmup, training.schedule) == (5, "linear")
     assert (seen["augment"].noise, seen["augment"].drop, seen["augment"].hide) == (0.1, 0.1, 0.0)
     assert seen["n_steps"] == 8
     assert (model.halting, model.network.linear_start) == ("loss_proxy", None)
     assert model.features.n_columns == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_epochs": 50}, 0.9875),  # 50 passes over two sections, eight outer steps each: 800 steps
+        ({"max_epochs": 50, "batch_sections": 2}, 0.975),
+        ({"max_epochs": 10_000}, 0.999),
+        ({"max_epochs": 50, "ema": 0.9995}, 0.9995),
+    ],
+)
+def test_its_moving_average_forgets_the_untrained_weights(sections, monkeypatch, options, expected):
+    seen = {}
+
+    def recorded(network, parts, training, **rest):
+        seen["ema"] = training.ema
+        return History([{"epoch": 1, "train_loss": 0.0}])
+
+    monkeypatch.setattr("strecur.models.fitting.fit", recorded)
+    two = sections[sections.obs["section"].isin(sections.obs["section"].unique()[:2])].copy()
+    st.tl.train_domains(
+        two, "domain", architecture=st.presets.paper_domains(), training={"validation": None, **options}
+    )
+    assert seen["ema"] == pytest.approx(expected)
 
 
 def test_it_trains_and_labels(sections):

@@ -52,6 +52,9 @@ SHORT = 0.5
 OF_TRAINING = {"epoch", "seconds", "train_loss", "learning_rate"}
 """Entries of the record of an epoch that are no scores of its validation."""
 
+AVERAGES = 10
+"""Lengths of a moving average of weights, 1 / (1 - decay) optimizer steps, that a training has to hold."""
+
 MIN_EPOCHS = 10
 """Passes over the sections at least, however many optimizer steps that takes."""
 
@@ -417,7 +420,19 @@ def resolve(task: Task, request: Request, layout: str, split: Split) -> Recipe:
     defaults = task.training_defaults(recipe, split)
     published = None if preset is None else preset.training.get("max_epochs")
     training = fill(fill(training, defaults), TRAINING_DEFAULTS)
+    if preset is not None and request.training.ema is None:
+        visits = filled(training.max_epochs) * len(split.training) / training.batch_sections
+        training = shorten_average(training, visits * architecture.n_steps)
     return replace(recipe, training=training, usual_epochs=published or defaults["max_epochs"])
+
+
+def shorten_average(training: Training, optimizer_steps: float) -> Training:
+    """Limit the moving average to a tenth of the training; a longer one still holds the untrained weights at its end.
+
+    Published systems are trained for many more optimizer steps than are usual here.
+    """
+    longest = max(1 - AVERAGES / optimizer_steps, 0.0)
+    return replace(training, ema=min(filled(training.ema), longest))
 
 
 def count_epochs(optimizer_steps: int, recipe: Recipe, split: Split) -> int:
