@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 
 import anndata as ad
@@ -229,6 +230,16 @@ def test_one_bad_section_does_not_stop_the_others(model, folder, tmp_path, caplo
     # and is predicted once it is mended
     shutil.copy(folder / "also.h5ad", folder / "three.h5ad")
     assert st.tl.predict_cohort(folder, model, tmp_path / "out")["error"].eq("").all()
+
+
+def test_messages_name_the_file(model, folder, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("strecur.tl._novelty.MANY", -1.0)
+    st.tl.predict_cohort(folder, model, tmp_path / "out")
+    strange = [message.split(":")[0] for message in caplog.messages if "stranger than" in message]
+    assert strange == [str(folder / name) for name in ("one.h5ad", "three.h5ad", "two.zarr")]
+    caplog.clear()
+    logging.getLogger("strecur").warning("later")
+    assert caplog.messages == ["later"]
 
 
 def test_sections_of_the_same_name_are_told_apart(adata, tmp_path):

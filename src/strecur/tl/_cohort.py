@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ from strecur.tl._inputs import require_model
 from strecur.tl._results import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from anndata import AnnData
 
@@ -254,7 +255,7 @@ class Run:
     def predict(self, section: StoredSection) -> AnnData:
         """Read and predict a section, and return its results."""
         adata = with_lattice(read_section(section), section.library_key)
-        with settings.override(progress=False):
+        with settings.override(progress=False), messages_name(section):
             self.verb(adata, self.model, library_key=section.library_key, **self.arguments)
         return only_results(adata, self.key, self.source_of(section))
 
@@ -290,6 +291,21 @@ class Run:
             recorded.append({} if error else read_result_record(path, f"{self.key}/sections").iloc[0].to_dict())
         others = pd.DataFrame(recorded, index=range(len(own))).drop(columns="n_spots", errors="ignore")
         return pd.DataFrame(own, columns=COLUMNS).join(others)
+
+
+@contextmanager
+def messages_name(section: StoredSection) -> Iterator[None]:
+    """Let messages begin with the file: sections of several files may have the same name, or none."""
+
+    def prefix(record: logging.LogRecord) -> bool:
+        record.msg, record.args = f"{section}: {record.getMessage()}", None
+        return True
+
+    logger.addFilter(prefix)
+    try:
+        yield
+    finally:
+        logger.removeFilter(prefix)
 
 
 def plan_run(model: Any, options: dict[str, Any], library_key: str | None) -> Run:
