@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
+from puzzle_variants import starts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +19,7 @@ SELECTIONS = ("mean", "vote", "converged")
 
 def is_variant(method: str) -> bool:
     """Whether a method is TRM with a part replaced or in another size."""
-    return method.startswith("trm, ") and method != "trm, random"
+    return method.startswith("trm, ") and method not in {"trm, random", "trm, run"}
 
 
 def draw(table: pd.DataFrame, trained_passes: Mapping[str, int], path: Path) -> None:
@@ -70,7 +71,8 @@ def draw_breadth(table: pd.DataFrame, path: Path) -> None:
 
 def draw_variants(table: pd.DataFrame, trained_steps: Mapping[str, int], path: Path) -> None:
     """Plot the puzzles that variants of TRM solve after the outer steps of their training; dots are seeds."""
-    table = table[(table["selection"] == "-") & (table["method"].map(is_variant) | (table["method"] == "trm"))]
+    table = table[(table["selection"] == "-") & table["method"].map(starts_of).isna()]
+    table = table[table["method"].map(is_variant) | (table["method"] == "trm")]
     puzzles = [puzzle for puzzle, own in table.groupby("puzzle", sort=False) if own["method"].map(is_variant).any()]
     if not puzzles:
         return

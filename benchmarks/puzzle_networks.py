@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from puzzle_sections import Mazes, Sudokus
-from puzzle_variants import VARIANTS, VariantConfig, head_of, in_grid, variant_of
+from puzzle_variants import VARIANTS, VariantConfig, head_of, in_grid, starts_of, variant_of
 from torch import Tensor, nn
 
 from strecur.nn import (
@@ -35,15 +35,22 @@ METHODS = (
     "universal, run",
     "trm",
     "trm, random",
+    "trm, run",
     *VARIANTS,
 )
-"""``step``: as many layer passes as TRM in an outer step; ``run``: as many as in all outer steps of its training."""
+"""``step``: as many layer passes as TRM in an outer step; ``run``: as many as in all outer steps of its training.
+
+``trm, run`` has one loss after all of them, with a gradient through the last deep cycle.
+"""
 
 RECURSIONS = {"two networks", "one-step gradient", "single z", "several z"}
 """Variants with a recursion of their own."""
 
 # With gradients through all layers of a run, the learning rate of the others and full branches leave answers at chance.
 DEEP_RATE, DEEP_GAIN = 0.25, 0.2
+
+RANDOM = (1.0, 0.01)
+"""Standard deviations of random starts and of noise, as in Equilibrium Reasoners."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ class Preset:
     hidden: int | None = None
     depths: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     breadths: tuple[int, ...] = (4, 16)
-    methods: tuple[str, ...] = METHODS[: -len(VARIANTS)]
+    methods: tuple[str, ...] = METHODS[: METHODS.index("trm, run")]
 
     def n_layer_passes(self, method: str) -> int:
         """Return the layer passes of a method in one of its outer steps."""
@@ -181,12 +188,14 @@ class Preset:
         if method.startswith("universal"):
             return UniversalConfig(n_repeats=self.n_layer_passes(method) // self.n_layers)
         n_deep, n_latent = self.updates(method)
-        config = TRMConfig(n_latent, n_deep, self.n_steps)
+        n_steps = self.steps_of(method)
+        config = TRMConfig(n_latent, n_deep * self.n_steps // n_steps, n_steps)
         if variant_of(method) in RECURSIONS:
             second = partial(self.make_backbone, self.n_layers)
             return VariantConfig(n_latent, n_deep, self.n_steps, variant=variant_of(method), second=second)
-        if method == "trm, random":  # Equilibrium Reasoners
-            config = replace(config, sigma=(1.0, 1.0), damping=0.05, noise=0.01)
+        if (found := RANDOM if method == "trm, random" else starts_of(method)) is not None:
+            sigma, noise = found
+            config = replace(config, sigma=(sigma, sigma), damping=0.05, noise=noise)
         return config
 
     def make_network(
@@ -197,20 +206,24 @@ class Preset:
             head = head_of(method)(self.width, self.puzzles.n_answers, label_smoothing=0.0)
             n_layers = self.n_layer_passes(method) if method.startswith("feedforward") else self.layers_of(method)
             backbone = self.make_backbone(n_layers)
-            if method.endswith("run"):
+            if self.is_deep(method):
                 shrink_branches(backbone, DEEP_GAIN)
             recursion = self.recursion(method).build(backbone)
             return kind(self.puzzles.n_symbols, recursion, head, halting=halting)
 
     def steps_of(self, method: str) -> int:
         """Return the outer steps of a visit of a batch; a method without deep supervision has one."""
-        return self.n_steps if method.startswith("trm") else 1
+        return self.n_steps if method.startswith("trm") and method != "trm, run" else 1
+
+    def is_deep(self, method: str) -> bool:
+        """Whether gradients go through the layers of all outer steps."""
+        return method in {"feedforward, run", "universal, run"}
 
     def training_of(self, method: str) -> Training:
         """Return a training with the layer passes of TRM: more visits for a method that does less in each of them."""
         if method.startswith("trm"):
             return replace(self.training, ema=0.0) if variant_of(method) == "no EMA" else self.training
-        if method.endswith("run"):
+        if self.is_deep(method):
             return replace(self.training, learning_rate=DEEP_RATE * self.training.learning_rate)
         return replace(self.training, max_epochs=self.training.max_epochs * self.n_steps)
 

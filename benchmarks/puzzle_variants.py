@@ -31,12 +31,19 @@ VARIANTS = (
 """``twice the layers`` has half of the latent updates."""
 
 GRID = re.compile(r"trm, T=(\d+), n=(\d+)")
+STARTS = re.compile(r"trm, sigma=([\d.]+), beta=([\d.]+)")
 
 
 def in_grid(method: str) -> tuple[int, int] | None:
     """Return deep cycles and latent updates of a method of the T × n grid, such as ``"trm, T=3, n=6"``."""
     found = GRID.fullmatch(method)
     return None if found is None else (int(found[1]), int(found[2]))
+
+
+def starts_of(method: str) -> tuple[float, float] | None:
+    """Return the standard deviations of starts and noise of a method such as ``"trm, sigma=1, beta=0.01"``."""
+    found = STARTS.fullmatch(method)
+    return None if found is None else (float(found[1]), float(found[2]))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
     python benchmarks/puzzles.py --seeds 1 2 --single   # without restarts, in half the time
     python benchmarks/puzzles.py --puzzles sudoku --methods trm "trm, single z" "trm, no EMA"   # table 1 of TRM
     python benchmarks/puzzles.py --puzzles sudoku --grid 1x1 1x2 2x2 3x2   # deep cycles × latent updates
+    python benchmarks/puzzles.py --puzzles sudoku --starts 0.5x0.01 1x0.1   # random starts × noise
 
 Network, training and prediction are those of the package; a puzzle is a section whose cells are spots. A puzzle is
 solved if every cell is right. All methods but the plain feedforward network see the same puzzles for the same number of
@@ -173,6 +174,14 @@ def read_size(text: str) -> str:
     return f"trm, T={n_deep}, n={n_latent}"
 
 
+def read_starts(text: str) -> str:
+    """Return the method with random starts and noise of these standard deviations, written as ``1x0.01``."""
+    sigma, beta = map(float, text.split("x"))
+    if sigma <= 0 or beta < 0:
+        raise ValueError(text)
+    return f"trm, sigma={sigma:g}, beta={beta:g}"
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="small")
@@ -181,6 +190,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--backbone", choices=("dense", "mixer"), help="by default that of the preset")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="by default all of the preset")
     parser.add_argument("--grid", nargs="+", type=read_size, metavar="TxN", help="deep cycles × latent updates of TRM")
+    parser.add_argument("--starts", nargs="+", type=read_starts, metavar="SxB", help="random starts × noise of TRM")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--single", action="store_true", help="evaluate without restarts from random starts")
     parser.add_argument("--precision", default="32-true")
@@ -204,7 +214,8 @@ def main() -> None:
     for puzzle, preset in presets.items():
         kept = options.out.parent / f"{options.preset}_{puzzle.replace(' ', '_')}.npz"
         train, test = ([], []) if options.dry_run else make_puzzles(preset, options.data, kept)
-        chosen = [*(options.methods or (() if options.grid else preset.methods)), *(options.grid or ())]
+        swept = [*(options.grid or ()), *(options.starts or ())]
+        chosen = [*(options.methods or (() if swept else preset.methods)), *swept]
         for seed, method in product(options.seeds, chosen):
             setting = {"preset": options.preset, "puzzle": puzzle, "backbone": preset.backbone}
             wanted = setting | {"method": method, "seed": seed}

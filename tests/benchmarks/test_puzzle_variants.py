@@ -116,6 +116,33 @@ def test_sizes_of_the_grid_and_of_twice_the_layers():
         puzzles.read_size("0x2")
 
 
+def test_random_starts_and_noise_of_a_sweep():
+    assert puzzles.read_starts("0.5x0") == "trm, sigma=0.5, beta=0"
+    for wrong in ("0x0.1", "1x-1"):
+        with pytest.raises(ValueError, match=wrong):
+            puzzles.read_starts(wrong)
+    recursion = preset().make_network("trm, sigma=0.5, beta=0.1", 0).recursion
+    assert (recursion.sigma, recursion.noise, recursion.damping) == ((0.5, 0.5), 0.1, 0.05)
+    assert preset().make_network("trm, sigma=1, beta=0.01", 0).recursion.sigma == (1.0, 1.0)
+
+
+def test_a_run_of_trm_is_its_outer_steps_with_one_gradient(batch):
+    plain, run = (preset().make_network(m, 0) for m in ("trm", "trm, run"))
+    assert preset().steps_of("trm, run") == 1
+    assert torch.equal(after(plain, batch, 4)[0], after(run, batch, 1)[0])
+    assert torch.equal(last_gradients(plain, batch, 4), last_gradients(run, batch, 1))
+
+
+def last_gradients(network, batch, n: int) -> torch.Tensor:
+    """Gradient through the last of some outer steps, whose start is detached as in training."""
+    carry = network.start(batch)
+    for i in range(n):
+        with torch.set_grad_enabled(i == n - 1):
+            output, _, carry = network.step(batch, carry)
+    output.square().sum().backward()
+    return torch.cat([p.grad.flatten() for p in network.recursion.backbone.parameters()])
+
+
 @pytest.mark.parametrize("method", networks.VARIANTS)
 def test_variants_are_trained_and_evaluated(method):
     import numpy as np
