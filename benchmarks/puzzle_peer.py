@@ -45,7 +45,7 @@ class Curve:
 
     evaluate: Callable[[Any], dict[str, float]]
     seconds: float = 0.0
-    since: float = field(default_factory=time.process_time)
+    since: float = field(default_factory=lambda: time.process_time())
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def measure(self, network: Any) -> dict[str, float]:
