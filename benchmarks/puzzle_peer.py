@@ -45,8 +45,10 @@ class Curve:
 
     evaluate: Callable[[Any], dict[str, float]]
     seconds: float = 0.0
-    since: float = field(default_factory=lambda: time.process_time())
     rows: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.since = time.process_time()
 
     def measure(self, network: Any) -> dict[str, float]:
         """Score a network, and add the row."""
