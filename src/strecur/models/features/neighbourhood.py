@@ -45,8 +45,9 @@ def neighbourhood_means(features: np.ndarray, positions: np.ndarray, sizes: Sequ
         rows = slice(start, start + CHUNK)
         distance, neighbour = tree.query(positions[rows], k=np.arange(1, n_query + 1), workers=-1)
         for s, size in enumerate(sizes):
-            weights = shared_last_place(distance, min(size, n_spots))
-            means[rows, s] = weighted_sums(weights, neighbour, features)
+            near = slice(min(size + MAX_TIES, n_query))
+            weights = shared_last_place(distance[:, near], min(size, n_spots))
+            means[rows, s] = weighted_sums(weights, neighbour[:, near], features)
     return means.reshape(n_spots, -1)
 
 
