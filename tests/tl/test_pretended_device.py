@@ -53,11 +53,11 @@ def on_the_device() -> Iterator[None]:
 
 
 def test_domains_are_those_of_the_cpu():
-    adata = st.datasets.synthetic_sections(n_sections=3, n_rows=12, n_cols=12, n_domains=3)
+    adata = st.datasets.synthetic_sections(n_sections=2, n_rows=10, n_cols=10, n_genes=60, n_domains=3)
     st.pp.to_grid(adata, library_key="section")
 
     def compute() -> ad.AnnData:
-        model = st.tl.train_domains(adata, "domain", backbone=BACKBONE, training={"max_epochs": 2})
+        model = st.tl.train_domains(adata, "domain", backbone=BACKBONE, training={"max_epochs": 1})
         found = st.tl.trm_domains(adata, model, copy=True)
         assert found is not None
         return found
