@@ -36,7 +36,7 @@ def test_layers_are_found_on_a_section_that_was_not_trained_on():
     sections = st.datasets.synthetic_sections(n_sections=3, n_rows=24, n_cols=24, n_genes=200, n_domains=3)
     st.pp.to_grid(sections, library_key="section")
     held_out = (sections.obs["section"] == "S3").to_numpy()
-    options = {"max_epochs": 40, "validation": None, "n_components": 20}
+    options = {"max_epochs": 20, "validation": None, "n_components": 20}
     model = train(sections[~held_out].copy(), **options)
     single = train(sections[~held_out].copy(), **options | {"neighbours": (), "max_epochs": 1})
     found, alone = (apply(sections[held_out].copy(), m) for m in (model, single))
@@ -271,7 +271,7 @@ def test_every_architecture_over_every_backbone(architecture, backbone, sections
         "hierarchical": HierarchicalConfig(width=32, n_heads=2, window=4, n_levels=2, n_global=1),
     }
     body = bodies[backbone]
-    model = train(sections, architecture=architecture, backbone=body, max_epochs=1)
+    model = train(sections, architecture=architecture, backbone=body, max_epochs=1, validation=None)
     expected = apply(sections, model)
     model.save(tmp_path / "model")
     found = apply(sections, st.load_model(tmp_path / "model"))
