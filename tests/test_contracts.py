@@ -42,7 +42,7 @@ WRITERS = {
     "pp.embed_patches": {"views": 8},
     "tl.trm_domains": {"breadth": 2, "coverage": 0.9},
     "tl.predict_expression": {"breadth": 2, "coverage": 0.9},
-    "tl.cluster_latent": {},
+    "tl.cluster_latent": {"spatial_weight": 0.5},
     "tl.suggest_annotation": {},
 }
 # Keys of uns records that are there for some models only.

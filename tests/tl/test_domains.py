@@ -214,20 +214,6 @@ def test_backed_training(sections, tmp_path):
     assert all(np.array_equal(value, states(second)[name]) for name, value in states(first).items())
 
 
-@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
-def test_results_survive_files(suffix, sections, trained, tmp_path):
-    result = apply(sections, trained)
-    path = tmp_path / f"result.{suffix}"
-    getattr(result, f"write_{suffix}")(path)
-    back = getattr(ad, f"read_{suffix}")(path)
-    assert list(back.obs["trm_domains"]) == list(result.obs["trm_domains"])
-    for key in ("trm_domains_proba", "trm_domains_latent", "trm_domains_steps"):
-        assert np.array_equal(back.obsm[key], result.obsm[key])
-    assert list(back.uns["trm_domains"]["sections"]["n_spots"]) == list(
-        result.uns["trm_domains"]["sections"]["n_spots"]
-    )
-
-
 def test_spatialdata(sections, trained):
     from spatialdata import SpatialData
     from spatialdata.models import TableModel
