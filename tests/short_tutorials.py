@@ -8,7 +8,7 @@ import numpy as np
 
 import strecur as st
 
-N_SPOTS = {"dlpfc": 900, "her2st": 50, "spleen_sample": 300}
+N_SPOTS = {"dlpfc": 900, "her2st": 50, "spleen_sample": 150}
 """Spots that are kept of each section."""
 
 
@@ -18,7 +18,7 @@ def shorten() -> None:
     st.datasets.her2st = part_of(st.datasets.her2st, N_SPOTS["her2st"])
     st.datasets.spleen_sample = part_of(st.datasets.spleen_sample, N_SPOTS["spleen_sample"])
     st.tl.train_domains = one_epoch(st.tl.train_domains)
-    st.pp.embed_patches = by_texture(st.pp.embed_patches)
+    st.pp.embed_patches = by_pixels(st.pp.embed_patches)
 
 
 def part_of(load, n_spots):
@@ -47,11 +47,12 @@ def one_epoch(train):
     return trained
 
 
-def by_texture(embed):
-    """Embed one view by the encoder that needs no weights."""
+def by_pixels(embed):
+    """Embed one view by the pixels of the patch, shrunk: the encoder of the notebook takes long."""
+    pixels = st.pp.Encoder("pixels", lambda patches: patches.reshape(len(patches), -1), 8 * 8 * 3, size=8)
 
     @functools.wraps(embed)
     def embedded(*args, encoder=None, views=None, **kwargs):
-        return embed(*args, encoder="texture", views=1, **kwargs)
+        return embed(*args, encoder=pixels, views=1, **kwargs)
 
     return embedded

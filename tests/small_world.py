@@ -471,7 +471,7 @@ def _of_object(adata: AnnData) -> dict[str, object]:
 
 def _of_column(column: pd.Series | pd.Index) -> list[object]:
     categories = list(column.dtype.categories) if isinstance(column.dtype, pd.CategoricalDtype) else []
-    return [str(column.dtype), list(column.astype(object)), categories]
+    return [str(column.dtype), repr(column.astype(object).to_list()), categories]
 
 
 def _of_own(value: object) -> dict[str, object]:

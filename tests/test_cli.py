@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -39,14 +40,19 @@ def _one_process(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
-def cohort(tmp_path):
-    place = tmp_path / "cohort"
-    place.mkdir()
+@pytest.fixture(scope="module")
+def _cohort(tmp_path_factory):
+    place = tmp_path_factory.mktemp("files")
     adata = world.sections()
     for name in ("S1", "S2", "S3"):
         adata[adata.obs["section"] == name].write_h5ad(place / f"{name}.h5ad")
     return place
+
+
+@pytest.fixture
+def cohort(_cohort, tmp_path):
+    """A folder with one file per section, free to be changed."""
+    return shutil.copytree(_cohort, tmp_path / "cohort")
 
 
 @pytest.fixture(scope="module")

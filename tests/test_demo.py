@@ -64,7 +64,7 @@ def check_results(out, label, printed):
 def test_the_sample(tmp_path, monkeypatch, capsys):
     whole = st.datasets.spleen_sample()
     x, y = whole.obsm["spatial"].T
-    part = whole[(x % 600 < 300) & (y % 600 < 300)].copy()
+    part = whole[(x % 600 < 200) & (y % 600 < 200)].copy()
     monkeypatch.setattr(st.datasets, "spleen_sample", lambda: part)
     demo.main(["--out", str(tmp_path / "results"), "--epochs", "1"])
     printed = capsys.readouterr().out

@@ -198,7 +198,7 @@ def test_names_that_do_not_exist_are_noticed(code):
 def test_pages_that_say_so_run_as_they_are(page, tmp_path, monkeypatch, caplog):
     """Without a warning; trainings, which the pages leave at their default length, are short here, sections small."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(st.datasets, "spleen_sample", part_of(st.datasets.spleen_sample, 400))
+    monkeypatch.setattr(st.datasets, "spleen_sample", part_of(st.datasets.spleen_sample, 200))
     monkeypatch.setattr("strecur.models.domain_task.OPTIMIZER_STEPS", 8)
     monkeypatch.setattr("strecur.models.fitting.MIN_EPOCHS", 2)
     namespace = {}

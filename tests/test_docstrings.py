@@ -42,6 +42,21 @@ def copied(namespace):
     return {name: thing if isinstance(thing, ModuleType) else deepcopy(thing) for name, thing in namespace.items()}
 
 
+def split(examples):
+    """Split examples after the last step of a preparation, that is a training, a prediction or an embedding."""
+    n = max((i + 1 for i, e in enumerate(examples) if any(word in e.source for word in PREPARATION)), default=0)
+    return examples[:n], examples[n:]
+
+
+def prepared(examples):
+    """Return the namespace after a preparation; steps with which several begin are run once."""
+    begin = "".join(e.source for e in examples)
+    if begin not in PREPARED:
+        earlier, _ = split(examples[:-1])
+        PREPARED[begin] = run(examples[len(earlier) :], copied(prepared(earlier)) if earlier else {})
+    return PREPARED[begin]
+
+
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_example(name, tmp_path, monkeypatch):
     import matplotlib as mpl
@@ -50,15 +65,10 @@ def test_example(name, tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
 
     monkeypatch.chdir(tmp_path)
-    examples = EXAMPLES[name]
-    # the training that several examples start with is run once
-    cut = max((i + 1 for i, e in enumerate(examples) if any(word in e.source for word in PREPARATION)), default=0)
-    begin = "".join(e.source for e in examples[:cut])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if begin not in PREPARED:
-            PREPARED[begin] = run(examples[:cut], {})
-        run(examples[cut:], copied(PREPARED[begin]))
+        begin, rest = split(EXAMPLES[name])
+        run(rest, copied(prepared(begin)))
     plt.close("all")
 
 

@@ -13,12 +13,17 @@ from strecur import _threads
 WORKERS = """
 import multiprocessing, os
 import strecur as st
+from strecur.nn import WindowedConfig
 
 st.settings.progress = False
 adata = st.datasets.synthetic_sections(n_sections=2, n_rows=12, n_cols=12, n_domains=3, n_genes=400)
 st.pp.to_grid(adata, library_key="section")
-features = {"n_genes": 100, "n_components": 5}
-model = st.tl.train_domains(adata, "domain", features=features, training={"max_epochs": 1})
+options = {
+    "backbone": WindowedConfig(width=32, n_heads=2),
+    "features": {"n_genes": 100, "n_components": 5},
+    "training": {"max_epochs": 1, "validation": None},
+}
+model = st.tl.train_domains(adata, "domain", **options)
 right = adata.copy()
 st.tl.trm_domains(right, model)
 
@@ -31,7 +36,7 @@ def predict(queue):
 
 def train(queue):
     try:
-        st.tl.train_domains(adata, "domain", features=features, training={"max_epochs": 1})
+        st.tl.train_domains(adata, "domain", **options)
         queue.put("trained")
     except RuntimeError as error:
         queue.put(str(error))

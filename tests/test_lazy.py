@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import anndata as ad
 import h5py
 import numpy as np
@@ -73,21 +75,30 @@ def test_domains_are_those_of_the_object_in_memory(form, copy, tmp_path):
     assert copy == ("trm_domains" not in given.obs)
 
 
+def learned(adata):
+    """Return the panel, the lattice and the model of an object."""
+    panel = st.pp.high_mean_high_variance_genes(adata, 10, library_key="section")
+    st.pp.to_grid(adata, library_key="section")
+    brief, features = {"max_epochs": 1, "validation": None}, {"n_genes": 20, "n_components": 4, "neighbours": (7,)}
+    options = {"architecture": "feedforward", "backbone": world.NETWORK["backbone"]}
+    return panel, adata.obsm["grid"], st.tl.train_domains(adata, "domain", **options, training=brief, features=features)
+
+
+@cache
+def expected():
+    """The same of the object in memory."""
+    plain = world.raw()
+    plain.uns.pop("spatial")
+    return learned(plain)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_lattice_panel_training_and_plot_take_it(form, tmp_path):
-    plain, given = world.raw(), world.raw()
-    for adata in (plain, given):
-        adata.uns.pop("spatial")
+    given = world.raw()
+    given.uns.pop("spatial")
     given = FORMS[form](given, tmp_path)
-    panels = [st.pp.high_mean_high_variance_genes(adata, 10, library_key="section") for adata in (plain, given)]
-    assert panels[0] == panels[1]
-    for adata in (plain, given):
-        st.pp.to_grid(adata, library_key="section")
-    np.testing.assert_array_equal(given.obsm["grid"], plain.obsm["grid"])
+    (panel, grid, model), (wanted_panel, wanted_grid, wanted) = learned(given), expected()
+    assert panel == wanted_panel
+    np.testing.assert_array_equal(grid, wanted_grid)
+    assert model.features.source.genes == wanted.features.source.genes
     st.pl.domains(given, "domain")
-    brief, features = {"max_epochs": 1}, {"n_genes": 20, "n_components": 4}
-    models = [
-        st.tl.train_domains(adata, "domain", backbone=world.NETWORK["backbone"], training=brief, features=features)
-        for adata in (plain, given)
-    ]
-    assert models[0].features.source.genes == models[1].features.source.genes

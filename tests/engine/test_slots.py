@@ -135,9 +135,9 @@ def halting(bias: float) -> SpotNetwork:
 
 
 def test_a_section_that_halts_is_replaced_except_for_exploration(steps):
-    train(halting(5.0), SECTIONS, n_steps=8, slots=2, max_epochs=20, early_exit=True)
+    train(halting(5.0), SECTIONS, n_steps=8, slots=2, max_epochs=10, early_exit=True)
     # as many optimizer steps, of more visits
-    assert len(steps) == 20 * 3 * 8
+    assert len(steps) == 10 * 3 * 8
     lengths = [step for turn in (0, 1) for _, step, _ in steps[turn::2]]
     begun = lengths.count(0)
     assert begun > 0.6 * len(steps)
@@ -192,11 +192,11 @@ def constant(net: SpotNetwork) -> bool:
 def test_a_network_that_learns_nothing_stops_the_training():
     noise = [replace(part, features_NF=torch.zeros_like(part.features_NF)) for part in SECTIONS]
     options = {"n_steps": 2, "augment": STILL, "seed": 0, "progress": False, "fabric": make_fabric("cpu", 1, "32-true")}
-    training = replace(DEFAULTS, max_epochs=40)
+    training = replace(DEFAULTS, max_epochs=24)
     with pytest.raises(TrainingCollapseError, match="learned nothing: after 50% of the training.*Lower learning_rate"):
         fit(network(), noise, training, has_collapsed=lambda _net: True, **options)
     history = fit(network(), SECTIONS, training, has_collapsed=constant, **options)
-    assert len(history) == 40
+    assert len(history) == 24
 
 
 def test_the_averaged_weights_are_judged_once_after_half_of_a_training_that_is_long_enough():

@@ -68,7 +68,8 @@ def test_no_spot_beyond_the_halo_changes_the_answer(case, layout):
     """The gradient of one answer reaches some spot at the rim of the halo (or near it), and none farther off."""
     recursion, backbone = CASES[case]
     around = halo(recursion, backbone)
-    part, net = section(90, 90, layout), network(recursion, backbone)
+    side = 2 * (around + 12)  # beyond the halo of every spot that is looked at
+    part, net = section(side, side, layout), network(recursion, backbone)
     cell = part.lattice.cells_N2
     farthest = 0
     for offset in range(8):
@@ -79,7 +80,7 @@ def test_no_spot_beyond_the_halo_changes_the_answer(case, layout):
         (gradient,) = torch.autograd.grad(state[0][middle].square().sum() + state[0][middle].sum(), features)
         reached = (cell - cell[middle]).abs()[gradient.abs().sum(dim=1) > 0].max()
         farthest = max(farthest, int(reached))
-    assert farthest <= around < 45
+    assert farthest <= around
     slack = 4 if isinstance(backbone, HistConfig) and backbone.cells_per_pitch else 1
     assert farthest >= around - slack
 

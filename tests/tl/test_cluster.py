@@ -115,19 +115,6 @@ def test_seeds_repeat_and_nothing_else_changes():
     assert np.array_equal(first.obsm[LATENT], before.obsm[LATENT])
 
 
-@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
-def test_results_survive_files(suffix, tmp_path):
-    adata = make_groups(3, 30)
-    st.tl.cluster_latent(adata, 3, spatial_weight=0.5)
-    getattr(adata, f"write_{suffix}")(tmp_path / "a")
-    back = getattr(ad, f"read_{suffix}")(tmp_path / "a")
-    assert list(back.obs["latent_domains"]) == list(adata.obs["latent_domains"])
-    pd.testing.assert_frame_equal(
-        back.uns["latent_domains"]["stability"].reset_index(drop=True), adata.uns["latent_domains"]["stability"]
-    )
-    assert back.uns["latent_domains"]["params"]["spatial_weight"] == 0.5
-
-
 BAD = {
     "one cluster": ({"n_domains": 1}, ValueError, "n_domains=1: at least 2"),
     "too many": ({"n_domains": 10_000}, ValueError, "too few for up to 10000 clusters"),

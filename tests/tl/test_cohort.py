@@ -36,16 +36,20 @@ def part(adata, name):
     return adata[adata.obs["section"] == name].copy()
 
 
-@pytest.fixture
-def folder(adata, tmp_path):
-    """One file per section, of which one is a zarr store."""
-    place = tmp_path / "cohort"
-    place.mkdir()
+@pytest.fixture(scope="module")
+def _folder(adata, tmp_path_factory):
+    place = tmp_path_factory.mktemp("files")
     part(adata, "S1").write_h5ad(place / "one.h5ad", compression="gzip")
     part(adata, "S2").write_zarr(place / "two.zarr")
     part(adata, "S3").write_h5ad(place / "three.h5ad")
     (place / "readme.txt").write_text("not a section")
     return place
+
+
+@pytest.fixture
+def folder(_folder, tmp_path):
+    """One file per section, of which one is a zarr store; free to be changed."""
+    return shutil.copytree(_folder, tmp_path / "cohort")
 
 
 def expected(adata, name, model, **options):

@@ -18,7 +18,7 @@ from strecur.tl._folds import read_by_section
 from .conftest import SMALL
 
 RUN = {"library_key": "section"}
-TRAINING = {**SMALL, "neighbours": (7,), "max_epochs": 1}
+TRAINING = {**SMALL, "neighbours": (7,), "max_epochs": 1, "validation": None}
 TIMES = ["train_seconds", "predict_seconds", "peak_memory_gb"]
 
 

@@ -36,7 +36,7 @@ def test_layers_are_found_on_a_section_that_was_not_trained_on():
     sections = st.datasets.synthetic_sections(n_sections=3, n_rows=24, n_cols=24, n_genes=200, n_domains=3)
     st.pp.to_grid(sections, library_key="section")
     held_out = (sections.obs["section"] == "S3").to_numpy()
-    options = {"max_epochs": 40, "validation": None, "n_components": 20}
+    options = {"max_epochs": 20, "validation": None, "n_components": 20}
     model = train(sections[~held_out].copy(), **options)
     single = train(sections[~held_out].copy(), **options | {"neighbours": (), "max_epochs": 1})
     found, alone = (apply(sections[held_out].copy(), m) for m in (model, single))
@@ -214,20 +214,6 @@ def test_backed_training(sections, tmp_path):
     assert all(np.array_equal(value, states(second)[name]) for name, value in states(first).items())
 
 
-@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
-def test_results_survive_files(suffix, sections, trained, tmp_path):
-    result = apply(sections, trained)
-    path = tmp_path / f"result.{suffix}"
-    getattr(result, f"write_{suffix}")(path)
-    back = getattr(ad, f"read_{suffix}")(path)
-    assert list(back.obs["trm_domains"]) == list(result.obs["trm_domains"])
-    for key in ("trm_domains_proba", "trm_domains_latent", "trm_domains_steps"):
-        assert np.array_equal(back.obsm[key], result.obsm[key])
-    assert list(back.uns["trm_domains"]["sections"]["n_spots"]) == list(
-        result.uns["trm_domains"]["sections"]["n_spots"]
-    )
-
-
 def test_spatialdata(sections, trained):
     from spatialdata import SpatialData
     from spatialdata.models import TableModel
@@ -271,7 +257,7 @@ def test_every_architecture_over_every_backbone(architecture, backbone, sections
         "hierarchical": HierarchicalConfig(width=32, n_heads=2, window=4, n_levels=2, n_global=1),
     }
     body = bodies[backbone]
-    model = train(sections, architecture=architecture, backbone=body, max_epochs=1)
+    model = train(sections, architecture=architecture, backbone=body, max_epochs=1, validation=None)
     expected = apply(sections, model)
     model.save(tmp_path / "model")
     found = apply(sections, st.load_model(tmp_path / "model"))

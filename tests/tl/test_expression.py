@@ -150,7 +150,7 @@ def test_blocks_choose_weights_but_neither_rate_genes_nor_calibrate(pair, monkey
         return original(network, sections, *rest, **options)
 
     monkeypatch.setattr("strecur.models.fitting.fit", spy)
-    judged = train(pair, validation="blocks", max_epochs=10)
+    judged = train(pair, validation="blocks", max_epochs=5)
     # the scores that choose come first
     assert [name for name in judged.history if name.startswith("blocks_")] == ["blocks_r2", "blocks_pcc"]
     assert 0 <= judged.blend <= 0.5

@@ -58,7 +58,7 @@ def test_the_published_system_is_what_is_trained(sections, monkeypatch):
 
 def test_domains_are_learned_and_a_saved_model_says_the_same(sections, tmp_path):
     # a small network for a short time
-    backbone, options = HistConfig(width=32, n_heads=2), {"learning_rate": 2e-3, "max_epochs": 40}
+    backbone, options = HistConfig(width=32, n_heads=2), {"learning_rate": 3e-3, "max_epochs": 25}
     model = train(sections, architecture="hist", backbone=backbone, **options)
     result = calls.trm_domains(sections, model, **APPLY, copy=True)
     assert st.metrics.domain_scores(sections.obs["domain"], result.obs["trm_domains"])["accuracy"] > 0.7

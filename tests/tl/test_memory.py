@@ -33,12 +33,13 @@ def test_what_a_run_will_take_is_logged(sections, trained, caplog):
 
 @pytest.mark.parametrize("backbone", [SMALL["backbone"], HistConfig(width=32, n_heads=2, dropout=0.2)])
 def test_a_training_that_repeats_calls_gives_the_same_model(sections, memory, backbone):
-    usual = train(sections, max_epochs=1, backbone=backbone)
+    options = {"max_epochs": 1, "backbone": backbone, "validation": None}
+    usual = train(sections, **options)
     assert not usual.network.recursion.recompute
     load = cost.Workload(usual.architecture, usual.backbone, 30, 3, "hex", training=True, on_cpu=True)
     needed = [cost.memory(replace(load, recompute=recompute), 118) for recompute in (True, False)]
     memory(sum(needed) / 2 / 0.9)
-    sparing = train(sections, max_epochs=1, backbone=backbone)
+    sparing = train(sections, **options)
     assert sparing.network.recursion.recompute
     for one, other in zip(usual.network.parameters(), sparing.network.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -113,6 +114,6 @@ def test_expression_learns_in_tiles(sections):
     sections.obsm["X_patch"] = sections.obsm["spatial"].astype(np.float32)
     options = {k: v for k, v in QUICK.items() if k != "neighbours"} | {"backbone": SMALL["backbone"]}
     genes = list(sections.var_names[:4])
-    options |= {"tile": 7, "neighbours": (), "n_networks": 1}
+    options |= {"tile": 7, "neighbours": (), "n_networks": 1, "max_epochs": 1}
     model = calls.train_expression(sections, library_key="section", genes=genes, **options)
     assert model.history["train_loss"].notna().all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import calls
@@ -73,6 +74,7 @@ def test_every_type_of_in_tissue_is_read(values):
 def test_spots_outside_the_tissue_are_not_learned_from():
     inside, whole = with_background()
     options = {"features": {"n_components": 4, "neighbours": (7,)}, "training": {"max_epochs": 1}}
+    options["backbone"] = world.NETWORK["backbone"]
     models = [st.tl.train_domains(adata, "domain", **options) for adata in (inside, whole)]
     for adata, model in zip((inside, whole), models, strict=True):
         st.tl.trm_domains(adata, model)
@@ -96,6 +98,12 @@ def square(scale: float = 100.0, um: float | None = None):
     return adata
 
 
+@cache
+def trained_on(scale: float, um: float | None) -> st.models.DomainModel:
+    options = {"backbone": world.NETWORK["backbone"], "features": {"n_components": 4, "neighbours": ()}}
+    return st.tl.train_domains(square(scale, um), "domain", **options, training={"max_epochs": 1, "validation": None})
+
+
 def test_a_model_says_that_the_layout_differs(caplog):
     st.tl.trm_domains(world.sections(), world.domain_model())
     assert not caplog.text
@@ -117,9 +125,7 @@ def test_a_model_says_that_the_layout_differs(caplog):
     ],
 )
 def test_a_model_says_that_bins_have_another_size(trained, new, warns, caplog, tmp_path):
-    options = {"features": {"n_components": 4, "neighbours": ()}, "training": {"max_epochs": 1}}
-    model = st.tl.train_domains(square(*trained), "domain", **options)
-    model.save(tmp_path / "model")
+    trained_on(*trained).save(tmp_path / "model")
     model = st.load_model(tmp_path / "model")
     caplog.clear()
     st.tl.trm_domains(square(*new), model)

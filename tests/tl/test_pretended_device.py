@@ -53,11 +53,11 @@ def on_the_device() -> Iterator[None]:
 
 
 def test_domains_are_those_of_the_cpu():
-    adata = st.datasets.synthetic_sections(n_sections=3, n_rows=12, n_cols=12, n_domains=3)
+    adata = st.datasets.synthetic_sections(n_sections=2, n_rows=12, n_cols=12, n_genes=60, n_domains=3)
     st.pp.to_grid(adata, library_key="section")
 
     def compute() -> ad.AnnData:
-        model = st.tl.train_domains(adata, "domain", backbone=BACKBONE, training={"max_epochs": 2})
+        model = st.tl.train_domains(adata, "domain", backbone=BACKBONE, training={"max_epochs": 1})
         found = st.tl.trm_domains(adata, model, copy=True)
         assert found is not None
         return found
@@ -70,7 +70,7 @@ def test_domains_are_those_of_the_cpu():
 
 
 def test_counts_and_their_samples_are_those_of_the_cpu(pair, new):
-    options = {"n_components": 6, "neighbours": (9,), "genes": GENES, "max_epochs": 2, "backbone": BACKBONE, **RUN}
+    options = {"n_components": 6, "neighbours": (9,), "genes": GENES, "max_epochs": 1, "backbone": BACKBONE, **RUN}
 
     def compute() -> ad.AnnData:
         model = calls.train_expression(pair, architecture=GENAR, **options)

@@ -56,9 +56,9 @@ def expression(adata: AnnData | SpatialData, key: str = "trm_expression", *, tab
     >>> def colour(patches):
     ...     return patches.mean(axis=(1, 2))
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0)
-    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, training={"max_epochs": 1})
-    >>> st.tl.predict_expression(adata, model, library_key="section")
+    >>> st.pp.embed_patches(adata, encoder=colour, mpp=1.0)
+    >>> model = st.tl.train_expression(adata, genes=5, training={"max_epochs": 1})
+    >>> st.tl.predict_expression(adata, model)
     >>> st.get.expression(adata).n_vars
     5
     """

@@ -91,8 +91,8 @@ def confusion(
     >>> import strecur as st
     >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> model = st.tl.train_domains(adata, "domain", library_key="section", training={"max_epochs": 1})
-    >>> st.tl.trm_domains(adata, model, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", training={"max_epochs": 1})
+    >>> st.tl.trm_domains(adata, model)
     >>> ax = st.pl.confusion(adata, truth="domain")
     """
     table = open_result(adata, key, table_key=table_key, obs=[key])

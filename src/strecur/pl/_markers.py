@@ -141,9 +141,9 @@ def marker_panel(
     >>> def colour(patches):
     ...     return patches.mean(axis=(1, 2))
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> st.pp.embed_patches(adata, encoder=colour, library_key="section", mpp=1.0)
-    >>> model = st.tl.train_expression(adata, library_key="section", genes=5, training={"max_epochs": 1})
-    >>> st.tl.predict_expression(adata, model, library_key="section")
+    >>> st.pp.embed_patches(adata, encoder=colour, mpp=1.0)
+    >>> model = st.tl.train_expression(adata, genes=5, training={"max_epochs": 1})
+    >>> st.tl.predict_expression(adata, model)
     >>> axes = st.pl.marker_panel(adata, model.genes[:2], library_id="S1")
     """
     if genes_per_row is not None:

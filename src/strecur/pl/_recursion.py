@@ -69,8 +69,8 @@ def recursion_sweep(
     >>> import strecur as st
     >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> model = st.tl.train_domains(adata, "domain", library_key="section", training={"max_epochs": 1})
-    >>> table = st.tl.recursion_sweep(adata, model, library_key="section", depths=(1, 2), n_latent=(1,), n_deep=(1,))
+    >>> model = st.tl.train_domains(adata, "domain", training={"max_epochs": 1})
+    >>> table = st.tl.recursion_sweep(adata, model, depths=(1, 2), n_latent=(1,), n_deep=(1,))
     >>> ax = st.pl.recursion_sweep(table)
     """
     score = find_score(table, score, SWEPT, made_with="strecur.tl.recursion_sweep(adata, model, label_key=...)")
@@ -148,8 +148,8 @@ def landscape(
     >>> import strecur as st
     >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> model = st.tl.train_domains(adata, "domain", library_key="section", training={"max_epochs": 1})
-    >>> table = st.tl.landscape(adata, model, library_key="section", depth=2, breadth=2, n_spots=16)
+    >>> model = st.tl.train_domains(adata, "domain", training={"max_epochs": 1})
+    >>> table = st.tl.landscape(adata, model, depth=2, breadth=2, n_spots=16)
     >>> axes = st.pl.landscape(table)
     """
     score = find_score(table, score, EXPLORED, made_with="strecur.tl.landscape(adata, model, label_key=...)")

@@ -58,7 +58,7 @@ def training(
     >>> import strecur as st
     >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> model = st.tl.train_domains(adata, "domain", library_key="section", training={"max_epochs": 1})
+    >>> model = st.tl.train_domains(adata, "domain", training={"max_epochs": 1})
     >>> axes = st.pl.training(model)
     """
     history = getattr(model, "history", model)

@@ -92,8 +92,8 @@ def confidence(
     >>> import strecur as st
     >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> model = st.tl.train_domains(adata, "domain", library_key="section", training={"max_epochs": 1})
-    >>> st.tl.trm_domains(adata, model, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", training={"max_epochs": 1})
+    >>> st.tl.trm_domains(adata, model)
     >>> axes = st.pl.confidence(adata, truth="domain")
     """
     needed = [f"{key}_confidence", *([] if truth is None else [key]), *([f"{key}_novelty"] if novelty else [])]
@@ -217,8 +217,8 @@ def reliability(
     >>> import strecur as st
     >>> adata = st.datasets.synthetic_sections(n_sections=2, n_rows=14, n_cols=14, n_domains=3)
     >>> st.pp.to_grid(adata, library_key="section")
-    >>> model = st.tl.train_domains(adata, "domain", library_key="section", training={"max_epochs": 1})
-    >>> st.tl.trm_domains(adata, model, library_key="section")
+    >>> model = st.tl.train_domains(adata, "domain", training={"max_epochs": 1})
+    >>> st.tl.trm_domains(adata, model)
     >>> ax = st.pl.reliability(adata, truth="domain")
     """
     check_whole("n_bins", n_bins)

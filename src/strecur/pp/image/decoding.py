@@ -169,13 +169,15 @@ def _decode(stored: Image.Image, label: str) -> np.ndarray:
 
     # Pillow reads the upper 8 of 16 bits of colours.
     is_wide = any(";16" in str(tile[3]) for tile in getattr(stored, "tile", ()))
-    image = ImageOps.exif_transpose(stored)
+    stored.load()
+    # most images are upright, and a large one is not copied for it
+    image = stored if stored.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(stored)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
         return to_rgb(values, white=white_of(values, label=label))
     if image.has_transparency_data:
         return to_rgb(np.asarray(image.convert("RGBA")), white=255)
-    pixels = np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     if is_wide and pixels.max() < 64:
         msg = "of its 16 bits per channel only the lower ones are used, which are not read; save it as TIFF"
         raise ValueError(msg)
