@@ -4,15 +4,17 @@
     python benchmarks/novelty.py unseen --data ../shared/data/spleen
     python benchmarks/novelty.py scores --data ../shared/data/starmap_mpfc
     python benchmarks/novelty.py parts --data ../shared/data/dlpfc --size-factor-key sum_umi --network
+    python benchmarks/novelty.py parts --data ../shared/data/starmap_mpfc --cell-types
 
 ``unseen`` leaves each domain in turn out of the training sections (its spots are removed) and holds one section out:
 the area under the ROC curve with which the novelty of its spots tells that domain from the others, and the share of
 spots of known domains above the levels .95 and .99. The rows ``none`` leave no domain out. ``scores`` compares the
 three scores that novelty is made of, and their maximum, in neighbourhoods of several sizes. ``parts`` cuts the section
 held out, and compares the accuracy in each part with that of the same spots in the whole section: centred and scaled by
-itself, always by its domains, by default, and with the features of the whole section, of which only the network notices
-that they are cut. Features, linear baseline and novelty are those of ``train_domains``; the network is trained with the
-defaults if ``--network`` is given (one training per section), otherwise for one pass and not looked at.
+itself, always by its domains, by default (cell types by the moments of the training), and with the features of the
+whole section, of which only the network notices that they are cut. ``--cell-types`` takes the column of cell types
+instead of the counts. Features, linear baseline and novelty are those of ``train_domains``; the network is trained with
+the defaults if ``--network`` is given (one training per section), otherwise for one pass and not looked at.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 import strecur as st
 from strecur._anndata import read_section_data
@@ -172,6 +174,12 @@ def cuts(adata: ad.AnnData) -> Iterator[tuple[str, str, np.ndarray]]:
             yield f"{size} domain{'s' * (size > 1)}", " ".join(chosen), domain.isin(chosen).to_numpy()
 
 
+class CentredByItself(SpotFeatures):
+    """Features of which each section is centred by itself or by its domains, those of cell types too."""
+
+    of_cell_types = False
+
+
 class ByDomains(DomainMoments):
     """Moments of the domains for every section, also for those that have all domains."""
 
@@ -196,15 +204,24 @@ class OfTheWhole(SpotFeatures):
         return self.known.loc[data.table.obs_names].to_numpy()
 
 
+def treatments(model: st.models.DomainModel, training: ad.AnnData) -> dict[str, SpotFeatures]:
+    """Return the features of a model with the ways to centre a section."""
+    data = read_section_data(training, None)
+    target_N = pd.Index(model.labels).get_indexer(training.obs["domain"])
+    by_itself = replace(CentredByItself(**vars(model.features)), domains=None)
+    domains = by_itself.with_domains(data, data.names, target_N).domains
+    by_domains = replace(by_itself, domains=domains and ByDomains(**vars(domains)))
+    return {"by itself": by_itself, "by its domains": by_domains, "default": model.features}
+
+
 def parts(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.DataFrame:
     """Compare the accuracy in parts of a section with that of the same spots in the whole section."""
     section, rows = adata.obs["section"].astype(str), []
     for test in options.test or section.unique():
         held_out = adata[(section == test).to_numpy()].copy()
-        model = train(adata[(section != test).to_numpy()].copy(), kind, options)
-        domains = model.features.domains
-        treatments = {"by itself": None, "by its domains": domains and ByDomains(**vars(domains)), "default": domains}
-        models = {k: replace(model, features=replace(model.features, domains=v)) for k, v in treatments.items()}
+        training = adata[(section != test).to_numpy()].copy()
+        model = train(training, kind, options)
+        models = {k: replace(model, features=v) for k, v in treatments(model, training).items()}
         columns_NF = model.features.inputs(read_section_data(held_out, None)).columns_NF
         own = OfTheWhole(**vars(model.features), known=pd.DataFrame(columns_NF, index=held_out.obs_names))
         models["features of the whole"] = replace(model, features=own)
@@ -226,6 +243,7 @@ def parts(adata: ad.AnnData, kind: str, options: argparse.Namespace) -> pd.DataF
                         whole[method] = right
                     row = {"test": test, "kind": shape, "cut": cut, "treatment": treatment, "method": method}
                     row |= {"accuracy": right[known].mean(), "in the whole": whole[method][inside][known].mean()}
+                    row["ari"] = adjusted_rand_score(truth[known], part.obs[key].astype(object)[known])
                     rows.append(row)
         found = pd.DataFrame([row for row in rows if row["test"] == test])
         found["difference"] = found["accuracy"] - found["in the whole"]
@@ -242,12 +260,14 @@ def main() -> None:
     parser.add_argument("what", choices=["unseen", "scores", "parts"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--size-factor-key")
+    parser.add_argument("--cell-types", action="store_true", help="cell types in place of counts")
     parser.add_argument("--test", nargs="+", help="sections to hold out; by default each in turn")
     parser.add_argument("--network", action="store_true", help="train the network too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     adata, kind = read_sections(options.data)
+    kind = "cell_types" if options.cell_types else kind
     if options.what == "unseen":
         table = unseen(adata, kind, options)
         print(table.drop(columns="test").groupby("left out").mean().round(3).to_string())
@@ -264,6 +284,8 @@ def main() -> None:
             index=["method", "treatment"], columns="kind", values=["accuracy", "difference"], sort=False
         )
         print(means.round(3).to_string())
+        whole = table[table["kind"] == "whole"]
+        print(whole.pivot_table(index="method", columns="treatment", values="ari", sort=False).round(3).to_string())
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / f"novelty_{options.what}_{options.data.stem}.csv", index=False)
 

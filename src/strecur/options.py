@@ -98,7 +98,8 @@ class Features:
         ``None`` (default), (19, 91, 301) for domains and (9, 25, 81) for expression.
     standardise
         Centre and scale the components of each section separately, which removes batch effects such as staining. The
-        components of an embedding are scaled to the spread that they have over the training spots, others to 1.
+        components of an embedding are scaled to the spread that they have over the training spots, others to 1. Cell
+        types are centred and scaled by the training sections.
     target
         Scale on which expression is predicted: ``"log2"`` is log2(counts + 1), as in the spatial TRM, in which the
         library size of a spot dominates; ``"log2_normalised"`` is the same after dividing the counts by the library

@@ -217,36 +217,40 @@ def test_domains_are_learned_from_cell_types(caplog):
 
 def test_cell_types_are_the_same_features_as_their_columns():
     known, new = split(typed_sections())
-    model = train(known, OF_TYPES)
+    features = {"neighbours": (7,), "standardise": False}
+    model = train(known, {**OF_TYPES, **features})
     for part in (known, new):
         part.obsm["X_types"] = pd.get_dummies(part.obs["cell_type"])[TYPES].to_numpy(dtype=np.float32)
     by_hand = st.tl.train_domains(
-        known, "domain", use_rep="X_types", features={"neighbours": (7,)}, training=BRIEFLY, **ARCHITECTURE
+        known, "domain", use_rep="X_types", features=features, training=BRIEFLY, **ARCHITECTURE
     )
     np.testing.assert_array_equal(columns(new, model.features), columns(new, by_hand.features))
     np.testing.assert_array_equal(by_hand.baseline.weight_FC, model.baseline.weight_FC)
 
 
-def compared(adata: ad.AnnData, fitted: SpotFeatures) -> np.ndarray:
-    return fitted.inputs(read_section_data(adata, "section")).compared_NF
+def standardised(part: ad.AnnData, known: ad.AnnData) -> np.ndarray:
+    """One-hot types, centred and scaled by the sections of ``known``."""
+    ones, usual = (pd.get_dummies(own.obs["cell_type"])[TYPES].to_numpy(dtype=float) for own in (part, known))
+    by_section = [usual[(known.obs["section"] == name).to_numpy()] for name in known.obs["section"].unique()]
+    centre = np.mean([own.mean(axis=0) for own in by_section], axis=0)
+    scale = np.sqrt(np.mean([own.var(axis=0) for own in by_section], axis=0))
+    return (ones - centre) / scale
 
 
-def test_cell_types_are_compared_as_in_training():
+def test_cell_types_are_standardised_by_the_training_sections():
     known, new = split(typed_sections())
-    found = compared(new, fit(known, {**OF_TYPES, "neighbours": ()}))
-    ones = [pd.get_dummies(part.obs["cell_type"])[TYPES].to_numpy(dtype=float) for part in (known, new)]
-    by_section = [ones[0][(known.obs["section"] == name).to_numpy()] for name in known.obs["section"].unique()]
-    centre = np.mean([part.mean(axis=0) for part in by_section], axis=0)
-    scale = np.sqrt(np.mean([part.var(axis=0) for part in by_section], axis=0))
-    np.testing.assert_allclose(found, (ones[1] - centre) / scale, rtol=1e-4, atol=1e-5)
+    model = train(known, {**OF_TYPES, "neighbours": ()})
+    for part in (known, new):
+        np.testing.assert_allclose(columns(part, model.features), standardised(part, known), rtol=1e-4, atol=1e-5)
 
 
-def test_a_type_is_as_strange_in_a_section_of_few_domains():
+def test_a_cell_means_the_same_in_a_section_of_one_domain():
     known, new = split(typed_sections())
-    features = fit(known, {**OF_TYPES, "neighbours": ()})
+    model = train(known, {**OF_TYPES, "neighbours": ()})
     inside = (new.obs["domain"] == new.obs["domain"].iloc[0]).to_numpy()
     assert 0 < inside.sum() < new.n_obs
-    np.testing.assert_array_equal(compared(new[inside].copy(), features), compared(new, features)[inside])
+    expected = columns(new, model.features)[inside]
+    np.testing.assert_array_equal(columns(new[inside].copy(), model.features), expected)
 
 
 @pytest.mark.parametrize("as_type", [lambda t: t.cat.reorder_categories(TYPES[::-1]), lambda t: t.astype(str)])

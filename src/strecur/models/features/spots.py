@@ -27,13 +27,11 @@ from strecur.models.gaussians import Gaussians
 from strecur.models.novelty import FamiliarSections, find_familiar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
     from strecur.options import Features
-
-    Moments = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 TINY = np.float32(1e-6)
@@ -67,7 +65,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class SpotFeatures:
-    """Fitted features: a source, standardised by section, with means over neighbourhoods.
+    """Fitted features: a source, standardised, with means over neighbourhoods.
 
     Attributes
     ----------
@@ -77,7 +75,7 @@ class SpotFeatures:
     width
         Columns of the source.
     standardised
-        Centre and scale each section separately.
+        Centre and scale the columns: of cell types by the training sections, of others each section by itself.
     neighbours
         Append means over this many nearest spots.
     familiar
@@ -86,7 +84,7 @@ class SpotFeatures:
         Lattices of the training sections; ``None`` for models of earlier versions.
     domains
         Moments of the domains in training, by which sections that hold a part of them are centred and scaled; ``None``:
-        every section by its own.
+        every section by its own. Cell types need none.
     names
         Names of the columns of a representation that is taken as it is; empty if they had none.
     weight_P
@@ -109,6 +107,11 @@ class SpotFeatures:
         return self.width * (1 + len(self.neighbours))
 
     @property
+    def of_cell_types(self) -> bool:
+        """Whether the columns are shares of cell types."""
+        return isinstance(self.source, CellTypeFeatures)
+
+    @property
     def use_rep(self) -> str | None:
         """Representation in ``obsm`` whose missing spots take no part; ``None`` for features of expression."""
         return self.source.use_rep if isinstance(self.source, RepresentationFeatures) else None
@@ -123,7 +126,7 @@ class SpotFeatures:
         views = self.views(data)
         columns = views[0] if views else self.columns(values, data)
         averaged = average(columns, views)
-        return Inputs(columns, views, averaged, self.compared(values, averaged, data), self.novelty(values, data))
+        return Inputs(columns, views, averaged, self.compared(averaged), self.novelty(values, data))
 
     def views(self, data: SectionData) -> dict[int, np.ndarray]:
         """Compute the features under every symmetry of the lattice; empty if they are the same under all."""
@@ -134,36 +137,33 @@ class SpotFeatures:
 
     def columns(self, values: np.ndarray, data: SectionData) -> np.ndarray:
         """Standardise the representation of every spot, and append the means of its neighbourhoods."""
-        return self.standardised_by(self.moments, values, data)
-
-    def compared(self, values: np.ndarray, columns: np.ndarray, data: SectionData) -> np.ndarray:
-        """Compute the features in which spots are compared with those of the training.
-
-        Shares of cell types mean the same in every section, so they are standardised as in training. All components of
-        an embedding count alike.
-        """
-        if self.weight_P is not None:
-            return columns / np.tile(np.maximum(self.weight_P, TINY), 1 + len(self.neighbours))
-        if not self.standardised or self.familiar is None or not isinstance(self.source, CellTypeFeatures):
-            return columns
-        usual = self.familiar.means_SP.mean(axis=0), self.familiar.scale_P
-        return self.standardised_by(lambda *_: usual, values, data)
-
-    def standardised_by(self, moments_of: Moments, values: np.ndarray, data: SectionData) -> np.ndarray:
-        """Standardise by the moments that a function gives for a section, and append the means of neighbourhoods."""
         columns = np.empty((len(values), self.n_columns), dtype=np.float32)
         for name in data.names:
             rows, grid = data.rows(name), data.grid
             own, positions = values[rows], physical_positions(grid.row[rows], grid.col[rows], grid.layout)
             if self.standardised:
-                centre, scale = moments_of(own, positions)
+                centre, scale = self.moments(own, positions)
                 own = (own - centre) / scale
                 own = own if self.weight_P is None else own * self.weight_P
             columns[rows] = np.hstack([own, neighbourhood_means(own, positions, self.neighbours)])
         return columns
 
+    def compared(self, columns: np.ndarray) -> np.ndarray:
+        """Return the features in which spots are compared with those of the training.
+
+        All components of an embedding count alike.
+        """
+        if self.weight_P is None:
+            return columns
+        return columns / np.tile(np.maximum(self.weight_P, TINY), 1 + len(self.neighbours))
+
     def moments(self, values: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return centre and scale of a section."""
+        """Return centre and scale of a section.
+
+        Shares of cell types mean the same in every section, so they are those of the training.
+        """
+        if self.of_cell_types and self.familiar is not None:
+            return self.familiar.means_SP.mean(axis=0), self.familiar.scale_P
         return moments(values) if self.domains is None else self.domains.of_section(values, positions)
 
     def with_domains(self, data: SectionData, training: Sequence[str], target_N: np.ndarray) -> SpotFeatures:
@@ -178,7 +178,7 @@ class SpotFeatures:
         target_N
             Domain of every spot, -1 where there is none.
         """
-        if not self.standardised:
+        if not self.standardised or self.of_cell_types:
             return self
         grid, values = data.grid, self.representation(data.table)
         positions = physical_positions(grid.row, grid.col, grid.layout)
