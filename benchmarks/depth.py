@@ -4,6 +4,7 @@
     python benchmarks/depth.py --data ../shared/data/dlpfc --size-factor-key sum_umi --architecture feedforward
     python benchmarks/depth.py --data ../shared/data/mob --regimes 2x1 4x4 8x6 --steps 400 --seeds 0 1 2
     python benchmarks/depth.py --data ../shared/data/spleen --depth 4
+    python benchmarks/depth.py --data ../shared/data/spleen --regimes 16x16 --depth 16 --one-view
 
 The regime ``default`` trains with the defaults of the package, ``4x4`` four outer steps in four slots. Every section of
 the folder (or the halves of a single one) is held out in turn. Rows are the adjusted Rand index of the answer, of the
@@ -71,20 +72,22 @@ def measure(
     n_steps = model.architecture.n_steps
 
     def score(key: str, **inference: object) -> float:
-        st.tl.trm_domains(held_out, model, inference=inference)
+        st.tl.trm_domains(held_out, model, inference={"symmetric": not options.one_view, **inference})
         return st.metrics.domain_scores(held_out.obs["domain"], held_out.obs[key])["ari"]
 
     row["answer"] = score("trm_domains")
     for part in ("network", "linear"):
         row[part] = st.metrics.domain_scores(held_out.obs["domain"], held_out.obs[f"trm_domains_{part}"])["ari"]
     if n_steps > 1:
-        row |= score_depths(held_out, model, max(options.depth, n_steps))
+        row |= score_depths(held_out, model, max(options.depth, n_steps), symmetric=not options.one_view)
     return row | {f"blend {blend}": score("trm_domains", blend=blend) for blend in options.blends}
 
 
-def score_depths(held_out: ad.AnnData, model: st.models.DomainModel, depth: int) -> dict[str, float]:
+def score_depths(
+    held_out: ad.AnnData, model: st.models.DomainModel, depth: int, *, symmetric: bool
+) -> dict[str, float]:
     """Score the network alone after several outer steps, and return how much its states still change."""
-    st.tl.trm_domains(held_out, model, inference={"depth": depth, "blend": 1.0})
+    st.tl.trm_domains(held_out, model, inference={"depth": depth, "blend": 1.0, "symmetric": symmetric})
     labels, steps_ND = held_out.obs["trm_domains"].cat.categories, held_out.obsm["trm_domains_steps"]
     found = {
         f"depth {d}": st.metrics.domain_scores(held_out.obs["domain"], labels[steps_ND[:, d - 1]])["ari"]
@@ -102,6 +105,7 @@ def main() -> None:
     parser.add_argument("--regimes", nargs="+", default=["default"])
     parser.add_argument("--steps", type=int, help="optimizer steps of a regime; by default those of the package")
     parser.add_argument("--depth", type=int, default=max(DEPTHS), help="outer steps in prediction")
+    parser.add_argument("--one-view", action="store_true", help="predict without the symmetries of the lattice")
     parser.add_argument("--blends", nargs="*", type=float, default=[0.5], help="weights of the network to compare")
     parser.add_argument("--test", nargs="+", help="sections to hold out; by default each in turn")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
